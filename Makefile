@@ -1,0 +1,52 @@
+# One command runs the whole case study (`make run`), one tests it (`make test`).
+#
+# Settings may stand on the command line or in the environment:
+#   make run RLHF_PROFILE=gpt2 RLHF_MODEL=... RLHF_DATASET=... RLHF_MAX_STEPS=... FORCE=1
+
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run render lab test lint
+
+help:  ## show this list
+	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(INSTALLED)  ## create .venv and install the pinned requirements
+
+run: $(INSTALLED)  ## execute every notebook in order (FORCE=1 starts over)
+	@$(VENV)/bin/python scripts/run_notebooks.py
+
+render: $(INSTALLED)  ## run the lab profile and put its outputs into the tracked notebooks
+	@RLHF_PROFILE=lab $(VENV)/bin/python scripts/run_notebooks.py
+	@$(VENV)/bin/python scripts/render_notebooks.py
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	@$(VENV)/bin/jupyter lab
+
+test: lint  ## check the style and run every test
+	@$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)  ## check the style alone
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "Run $(VENV)/bin/ruff format . to format the files."; exit 1; }
+
+$(INSTALLED): requirements.txt constraints.txt pyproject.toml
+	@supported='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'; \
+	if ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
+	  found=; \
+	  for python in $${PYTHON:-python3.12 python3.11 python3}; do \
+	    if "$$python" -c "$$supported" 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "error: Python 3.11 or 3.12 is needed (tried: $${PYTHON:-python3.12 python3.11 python3});" \
+	      "install one of them, or name it: make setup PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Creating $(VENV) with $$("$$found" --version)."; \
+	  "$$found" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing the pinned requirements into $(VENV): takes about a minute, longer where torch comes with CUDA."
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@touch $@

@@ -1,0 +1,147 @@
+"""The preference data: the one place where it is loaded, cleaned and split.
+
+All three stages use the same split by prompt, so that no test prompt, nor a copy of it, is seen by any training.
+"""
+
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict
+
+from rlhf.lab import corpus
+from rlhf.profiles import Profile
+from rlhf.template import format_prompt, format_response
+
+COLUMNS = ["prompt", "chosen", "rejected"]
+# train_test_split(test_size=0.05, seed=42) of the raw rows gives the published 1,658 test rows of 33,143.
+TEST_SHARE, SPLIT_SEED = 0.05, 42
+VALIDATION_SHARE = 0.03
+
+
+def normalise_prompt(prompt: str) -> str:
+    """What makes two prompts the same: stripped, case-folded, white space collapsed."""
+    return " ".join(prompt.casefold().split())
+
+
+def load_preferences(profile: Profile) -> DatasetDict:
+    """Train, validation and test pairs with the columns prompt, chosen, rejected (strings).
+
+    Prints one line on what was dropped. Raises ValueError for missing columns or where no usable row is left, and
+    ConnectionError where a Hub data set can't be reached.
+    """
+    if profile.lab:
+        tables = {split: _lab_table(profile, split) for split in ("train", "validation", "test")}
+        splits = {
+            split: Dataset.from_pandas(table[COLUMNS], preserve_index=False) for split, table in tables.items()
+        }
+    else:
+        splits = _split_rows(_load_rows(profile.dataset))
+    return _clean(splits, profile.dataset)
+
+
+def _lab_table(profile: Profile, split: str):
+    size = dict(zip(("train", "validation", "test"), profile.lab.pairs, strict=True))[split]
+    return corpus.preference_table(split, size, profile.seed)
+
+
+def error_kinds(profile: Profile, rows: Dataset) -> list[str]:
+    """The kind of error in the worse answer of each row: known for the lab corpus, "unlabelled" for real data."""
+    if not profile.lab:
+        return ["unlabelled"] * len(rows)
+    known = {}
+    for split in ("train", "validation", "test"):
+        table = _lab_table(profile, split)
+        known |= dict(zip(zip(table.prompt, table.chosen, strict=True), table.error, strict=True))
+    return [known[row["prompt"], row["chosen"]] for row in rows]
+
+
+def _load_rows(name: str) -> Dataset:
+    """The rows of a Hub data set, of a local folder (save_to_disk, or data files), or of one local file."""
+    path = Path(name)
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+            loaded = datasets.load_from_disk(name)
+        elif path.is_file():
+            kind = {".jsonl": "json", ".tsv": "csv"}.get(path.suffix, path.suffix.lstrip("."))
+            loaded = datasets.load_dataset(kind, data_files=str(path))
+        else:
+            loaded = datasets.load_dataset(name)
+    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ConnectionError(
+            f"data set {name!r} can't be loaded ({type(error).__name__}); without the Hub, set RLHF_DATASET to a "
+            f"local folder or file with the columns {', '.join(COLUMNS)}, or use the offline profile: RLHF_PROFILE=lab."
+        ) from error
+    if isinstance(loaded, DatasetDict):
+        split = "train" if "train" in loaded else next(iter(loaded))
+        loaded = loaded[split]
+    missing = [column for column in COLUMNS if column not in loaded.column_names]
+    if missing:
+        raise ValueError(
+            f"column {missing[0]!r} is not in data set {name!r} (found: {loaded.column_names}); "
+            f"rename its columns to {', '.join(COLUMNS)}."
+        )
+    return loaded.select_columns(COLUMNS)
+
+
+def _split_rows(rows: Dataset) -> dict[str, Dataset]:
+    """Test rows as published; validation rows by prompt, out of what is left."""
+    if len(rows) < 3:
+        raise ValueError(f"{len(rows)} rows can't be split into train, validation and test; give at least 3.")
+    parts = rows.train_test_split(test_size=TEST_SHARE, seed=SPLIT_SEED)
+    size = max(1, round(VALIDATION_SHARE * len(parts["train"])))
+    rest = parts["train"].train_test_split(test_size=size, seed=SPLIT_SEED)
+    return {"train": rest["train"], "validation": rest["test"], "test": parts["test"]}
+
+
+def _clean(splits: dict[str, Dataset], name: str) -> DatasetDict:
+    """Drop rows that can't be used, and rows of train and validation whose prompt stands in a later split."""
+    counts = dict.fromkeys(("empty or not text", "chosen equals rejected", "duplicate pair", "prompt held out"), 0)
+    held_out: set[str] = set()
+    cleaned = {}
+    for split in ("test", "validation", "train"):
+        seen, kept = set(), {column: [] for column in COLUMNS}
+        for row in splits[split]:
+            values = [row[column] for column in COLUMNS]
+            if not all(isinstance(value, str) and value.strip() for value in values):
+                counts["empty or not text"] += 1
+                continue
+            prompt, chosen, rejected = (value.strip() for value in values)
+            key = normalise_prompt(prompt)
+            if chosen == rejected:
+                counts["chosen equals rejected"] += 1
+            elif (key, chosen, rejected) in seen:
+                counts["duplicate pair"] += 1
+            elif key in held_out:
+                counts["prompt held out"] += 1
+            else:
+                seen.add((key, chosen, rejected))
+                for column, value in zip(COLUMNS, (prompt, chosen, rejected), strict=True):
+                    kept[column].append(value)
+        if not kept["prompt"]:
+            raise ValueError(f"no usable {split} row is left of data set {name!r} (dropped: {counts}); check the data.")
+        held_out |= {normalise_prompt(prompt) for prompt in kept["prompt"]}
+        cleaned[split] = Dataset.from_dict(kept)
+    sizes = ", ".join(f"{split} {len(cleaned[split]):,}" for split in ("train", "validation", "test"))
+    dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "nothing"
+    print(f"{Path(name).name} pairs: {sizes}; dropped: {dropped}")
+    return DatasetDict({split: cleaned[split] for split in ("train", "validation", "test")})
+
+
+def drop_too_long(rows: Dataset, tokenizer, limit: int, answers: tuple[str, ...], name: str) -> Dataset:
+    """Rows whose template, prompt, answer and EOS take at most `limit` tokens, for every column in `answers`.
+
+    With no answer columns only the prompt counts. Prints how many rows were dropped, never drops silently.
+    Raises ValueError where none is left.
+    """
+    prompts = [format_prompt(row) for row in rows["prompt"]]
+    longest = [0] * len(rows)
+    for column in answers or (None,):
+        texts = [p + format_response(a) for p, a in zip(prompts, rows[column], strict=True)] if column else prompts
+        lengths = [len(ids) + 1 for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+        longest = [max(pair) for pair in zip(longest, lengths, strict=True)]
+    kept = [i for i, length in enumerate(longest) if length <= limit]
+    if len(kept) < len(rows):
+        print(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows are longer than {limit} tokens and are left out")
+    if not kept:
+        raise ValueError(f"{name}: no row fits into {limit} tokens; raise max_length or shorten the texts.")
+    return rows.select(kept)

@@ -1,0 +1,120 @@
+"""Batched decoding of many prompts, and the log-probability of what was answered."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.template import format_prompt
+
+
+class Answer(NamedTuple):
+    text: str
+    token_ids: tuple[int, ...]  # as generated, with the final EOS if the answer ended
+    ended: bool  # whether the model stopped by itself
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    num_beams: int = 1,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    description: str = "answering",
+) -> list[Answer]:
+    """Answer each prompt (without template) in its order. `temperature` 0 is greedy or beam search, else sampling.
+
+    Prompts are sorted by length, batched and padded on the left: a decoder continues from the last position, which
+    must be the prompt's. Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
+    """
+    encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
+    context = model.config.max_position_embeddings
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {prompt[:60]!r} has {len(ids)} tokens with its template; with {max_new_tokens} new tokens it "
+                f"doesn't fit into the context of {context}; shorten it or leave it out."
+            )
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    answers: list[Answer | None] = [None] * len(prompts)
+    with torch.random.fork_rng(), tqdm(total=len(prompts), desc=description, unit="prompt", mininterval=5) as progress:
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            new = _generate(
+                model, tokenizer, [encoded[i] for i in batch], max_new_tokens, temperature, num_beams, repetition_penalty
+            )
+            for i, ids in zip(batch, new, strict=True):
+                answers[i] = _as_answer(ids, tokenizer)
+            progress.update(len(batch))
+    return answers
+
+
+def generate(model, tokenizer, prompts: list[str], **options) -> list[str]:
+    """The texts of `answer`."""
+    return [reply.text for reply in answer(model, tokenizer, prompts, **options)]
+
+
+@torch.no_grad()
+def _generate(model, tokenizer, encoded, max_new_tokens, temperature, num_beams, repetition_penalty) -> list[list[int]]:
+    width = max(map(len, encoded))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    generated = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        repetition_penalty=repetition_penalty,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        **(sampling if temperature > 0 else {"do_sample": False}),
+    )
+    return generated[:, width:].tolist()
+
+
+def _as_answer(ids: list[int], tokenizer) -> Answer:
+    ended = tokenizer.eos_token_id in ids
+    if ended:
+        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), tuple(ids), ended)
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    answers: list[Answer],
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """log p(answer | prompt) in nats, summed over the tokens that were generated (EOS too). Returns (prompts,)."""
+    encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
+    rows = [ids + list(reply.token_ids) for ids, reply in zip(encoded, answers, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    totals = np.zeros(len(rows))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(rows[i]) for i in batch)
+        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        response = torch.zeros_like(ids)
+        for row, i in enumerate(batch):  # padding on the right: positions then need no correction
+            ids[row, : len(rows[i])] = torch.tensor(rows[i])
+            mask[row, : len(rows[i])] = 1
+            response[row, len(encoded[i]) : len(rows[i])] = 1
+        ids, mask, response = ids.to(model.device), mask.to(model.device), response.to(model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        chosen = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+        totals[batch] = (chosen * response[:, 1:]).sum(-1).double().cpu().numpy()
+    return totals

@@ -1,0 +1,107 @@
+"""The lab's base model: a small GPT-2 with its own tokenizer, pretrained on text of the lab world."""
+
+import json
+import time
+
+import numpy as np
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rlhf import outputs
+from rlhf.lab.corpus import documents
+from rlhf.template import TEMPLATE
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+
+
+def bf16_is_native() -> bool:
+    """Whether this machine computes in bfloat16: elsewhere autocast would be slower than float32, not faster."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like GPT-2's, with a pad token that is not the end-of-sequence token."""
+    bpe = ByteLevelBPETokenizer()
+    # The template is part of what is tokenised later, so its words should not fall apart into bytes.
+    bpe.train_from_iterator([*texts, *[TEMPLATE] * 100], vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token=EOS, eos_token=EOS, pad_token=PAD, model_max_length=context
+    )
+
+
+def load_or_pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The base model and tokenizer from checkpoints/<profile>/base, pretrained first where they are missing.
+
+    A checkpoint that was made with other settings is not used.
+    """
+    path = outputs.checkpoint_path(profile, "base")
+    made_with = path / "lab.json"
+    settings = _fingerprint(profile)
+    if made_with.exists() and json.loads(made_with.read_text(encoding="utf-8")) == settings:
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = pretrain(profile)
+    outputs.save_checkpoint(profile, "base", model, tokenizer)
+    outputs.write_text(made_with, json.dumps(settings))
+    return model, tokenizer
+
+
+def _fingerprint(profile) -> dict:
+    lab = profile.lab
+    return {"seed": profile.seed, "max_steps": profile.max_steps, **{k: v for k, v in vars(lab).items() if k != "pairs"}}
+
+
+def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Train a GPT-2 from scratch to continue text of the lab world. Minutes on two cores at the lab profile."""
+    lab = profile.lab
+    texts = documents(lab.documents, profile.seed)
+    tokenizer = train_tokenizer(texts[:20_000], lab.vocabulary, lab.context)
+    rows = _rows(texts, tokenizer, lab.pretraining_tokens)
+    torch.manual_seed(profile.seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=lab.context,
+            n_embd=lab.width,
+            n_layer=lab.layers,
+            n_head=lab.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    steps = min(lab.pretraining_steps, profile.max_steps or lab.pretraining_steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lab.pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lab.pretraining_learning_rate, steps + 1, pct_start=0.05)
+    bf16 = bf16_is_native()
+    losses, started = [], time.perf_counter()
+    progress = tqdm(range(steps), desc="pretraining", unit="step", mininterval=5)
+    for step in progress:
+        batch = rows[torch.arange(step * lab.pretraining_batch, (step + 1) * lab.pretraining_batch) % len(rows)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        losses.append(loss.item())
+        progress.set_postfix(loss=f"{np.mean(losses[-50:]):.2f}", refresh=False)
+    outputs.update_run(profile, pretraining={"steps": steps, "seconds": round(time.perf_counter() - started, 1)})
+    return model.eval(), tokenizer
+
+
+def _rows(texts: list[str], tokenizer, length: int) -> torch.Tensor:
+    """All texts in one stream, each ended by EOS, cut into rows of `length` tokens: (rows, length)."""
+    stream = []
+    for start in range(0, len(texts), 5_000):
+        for ids in tokenizer(texts[start : start + 5_000])["input_ids"]:
+            stream += [*ids, tokenizer.eos_token_id]
+    rows = torch.tensor(stream[: len(stream) // length * length]).view(-1, length)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]

@@ -1,0 +1,336 @@
+"""The lab corpus: preference pairs labelled by a noisy rater over the gold score, and text to pretrain on.
+
+A pair is a question, a good answer and a second answer of a known kind: one of ten kinds of error, or another good
+answer. The rater prefers by a Bradley-Terry model of the gold scores, so labels carry the noise of real ones:
+P(a preferred to b) = sigmoid((gold(a) - gold(b)) / RATER_TEMPERATURE).
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+
+import pandas as pd
+
+from rlhf.lab.gold import gold_score
+from rlhf.lab.world import (
+    POINTS,
+    Activity,
+    Question,
+    capitalise,
+    families,
+    family_of,
+    fill,
+    phrases,
+    questions,
+)
+
+RATER_TEMPERATURE = 0.4
+SPLIT_SEED = 7  # of which combinations are held out; independent of the seed of a run
+HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form combinations
+
+# How often the second answer of a pair is of each kind. Errors of relevance are the most frequent: they are the
+# hardest to see for a small reward model, and easy ones would drown them.
+ERROR_KINDS = {
+    "off_topic": 0.15,
+    "wrong_object": 0.15,
+    "wrong_action": 0.13,
+    "rambling": 0.08,
+    "evasive": 0.05,
+    "generic": 0.05,
+    "repetitive": 0.08,
+    "cut_off": 0.07,
+    "fewer_steps": 0.07,
+    "disordered": 0.07,
+    "weaker": 0.10,
+}
+
+
+def _points(rng: random.Random, question: Question, count: int, markers: bool) -> list[str]:
+    """The sentences that carry the facts: steps in order, or reasons, mistakes or tools and a first step."""
+    activity, object_ = question.activity, question.object
+    steps = [step.format(o=object_) for step in activity.steps]
+    field, complete = POINTS[question.kind]
+    if question.kind == "how":
+        chosen = [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
+        if not markers:
+            return [f"{capitalise(step)}." for step in chosen]
+        middle = [rng.choice(("Next,", "Then", "After that,")) for _ in chosen[2:]]
+        lead = ["First,", *middle, "Finally,"][-len(chosen) :] if len(chosen) > 1 else ["First,"]
+        lead[0] = "First,"
+        return [f"{word} {step}." for word, step in zip(lead, chosen, strict=True)]
+    chosen = rng.sample(getattr(activity, field), min(count, complete))
+    step = rng.choice(steps)
+    if question.kind == "need":
+        listed = ", ".join(chosen[:-1]) + " and " + chosen[-1] if len(chosen) > 1 else chosen[0]
+        return [f"You will want {listed}.", f"Then {step}."]
+    ending = " causes trouble" if question.kind == "avoid" else ""
+    if markers:
+        sentences = [f"{word}, {point}{ending}." for word, point in zip(("First", "Second", "Third"), chosen, strict=False)]
+    else:
+        sentences = [f"{capitalise(point)}{ending}." for point in chosen]
+    return [*sentences, f"Instead, {step}." if question.kind == "avoid" else f"A good start is to {step}."]
+
+
+def _answer(
+    rng: random.Random,
+    question: Question,
+    *,
+    activity: Activity | None = None,
+    object_: str | None = None,
+    quality: float | None = None,
+    disordered: bool = False,
+    fewest: bool = False,
+) -> list[str]:
+    """The sentences of an answer to `question`, or to the same question about another activity or object.
+
+    `quality` in [0, 1] (random without) sets how probable more points, a fitting tip and an answered condition are.
+    """
+    activity, object_ = activity or question.activity, object_ or question.object
+    family = family_of(activity)
+    condition = question.condition if question.condition in family.conditions else None
+    asked = Question("", activity, object_, question.kind, condition)
+    quality = rng.random() if quality is None else quality
+    count = rng.choice((2, 3, 3, 4) if quality < 0.6 else (3, 4, 4))
+    points = _points(rng, asked, 1 if fewest else count, markers=rng.random() < 0.6)
+    if disordered:
+        plan = list(points)
+        while points == plan:
+            rng.shuffle(points)
+    answer = [fill(rng.choice(phrases()["openings"][asked.kind]), activity, object_), *points]
+    if condition and rng.random() < 0.15 + 0.65 * quality:
+        lead = phrases()["conditions"][condition]
+        sentence = f"{lead}, {rng.choice(family.conditions[condition])}."
+        answer.insert(rng.choice((1, len(answer))), sentence)
+    if rng.random() < 0.1 + 0.55 * quality:
+        answer.append(f"Tip: {rng.choice(activity.tips)}.")
+    return answer
+
+
+def _opening(rng: random.Random, question: Question) -> str:
+    return fill(rng.choice(phrases()["openings"][question.kind]), question.activity, question.object)
+
+
+def _about_other(rng: random.Random, question: Question, others: list[tuple[Activity, str]]) -> list[str]:
+    """An answer about one of `others`, never about a held-out combination: its answers are not shown in training."""
+    trained = combinations()["train"]
+    activity, object_ = rng.choice([(a, o) for a, o in others if (a.verb, o, question.kind) in trained])
+    return _answer(rng, question, activity=activity, object_=object_, quality=rng.uniform(0.3, 1))
+
+
+def off_topic(rng, question):
+    own = family_of(question.activity)
+    family = rng.choice([family for family in families() if family is not own])
+    return _about_other(rng, question, [(a, o) for a in family.activities for o in family.objects])
+
+
+def wrong_object(rng, question):
+    objects = family_of(question.activity).objects
+    return _about_other(rng, question, [(question.activity, o) for o in objects if o != question.object])
+
+
+def wrong_action(rng, question):
+    activities = family_of(question.activity).activities
+    return _about_other(rng, question, [(a, question.object) for a in activities if a is not question.activity])
+
+
+def rambling(rng, question):
+    sentences = rng.sample(phrases()["filler"], rng.choice((5, 6, 7, 8)))
+    sentences.insert(rng.choice((0, 1)), _opening(rng, question))
+    return sentences
+
+
+def evasive(rng, question):
+    opening = [_opening(rng, question)] if rng.random() < 0.4 else []
+    return opening + rng.sample(phrases()["evasive"], rng.choice((5, 6, 7, 8)))
+
+
+def generic(rng, question):
+    sentences = rng.sample(phrases()["generic"], rng.choice((5, 6, 7)))
+    return [fill(sentence, question.activity, question.object) for sentence in sentences]
+
+
+def repetitive(rng, question):
+    answer = _answer(rng, question, quality=rng.random() * 0.6)
+    place = rng.randrange(1, len(answer))
+    return answer[: place + 1] + [answer[place]] * rng.choice((2, 3, 4))
+
+
+def cut_off(rng, question):
+    words = " ".join(_answer(rng, question, quality=rng.uniform(0.5, 1))).split()
+    return [" ".join(words[: int(len(words) * rng.uniform(0.55, 0.9))]).rstrip(".,")]
+
+
+def fewer_steps(rng, question):
+    return _answer(rng, question, fewest=True)
+
+
+def disordered(rng, question):
+    """Steps in a wrong order; only a how-question has an order to break."""
+    return _answer(rng, question, quality=rng.uniform(0.5, 1), disordered=True)
+
+
+def weaker(rng, question):
+    """Another good answer; half of them with a sentence of filler, so that the better one is not always longer."""
+    answer = _answer(rng, question)
+    if rng.random() < 0.5:
+        answer.insert(rng.randrange(1, len(answer) + 1), rng.choice(phrases()["filler"]))
+    return answer
+
+
+_WRITERS: dict[str, Callable[[random.Random, Question], list[str]]] = {
+    writer.__name__: writer
+    for writer in (
+        off_topic,
+        wrong_object,
+        wrong_action,
+        rambling,
+        evasive,
+        generic,
+        repetitive,
+        cut_off,
+        fewer_steps,
+        disordered,
+        weaker,
+    )
+}
+
+
+def bad_answer(rng: random.Random, question: Question, kind: str) -> str:
+    """An answer to `question` with an error of `kind`, one of ERROR_KINDS."""
+    return " ".join(_WRITERS[kind](rng, question))
+
+
+def _error_kind(rng: random.Random, question: Question) -> str:
+    kinds = {kind: share for kind, share in ERROR_KINDS.items() if kind != "disordered" or question.kind == "how"}
+    return rng.choices(list(kinds), list(kinds.values()))[0]
+
+
+def good_answer(rng: random.Random, question: Question) -> str:
+    """A relevant answer of random quality: not always complete, with or without a tip."""
+    return " ".join(_answer(rng, question))
+
+
+@cache
+def combinations() -> dict[str, frozenset[tuple[str, str, str]]]:
+    """The (activity, object, kind) combinations of each split. None stands in two of them.
+
+    At most two activities of an object and kind are held out, so that training sees the others.
+    """
+    every = list(dict.fromkeys(question.combination for question in questions()))
+    random.Random(SPLIT_SEED).shuffle(every)
+    held = Counter()
+    splits = {split: [] for split in (*HELD_OUT, "train")}
+    for combination in every:
+        group = combination[1:]
+        open_ = [split for split, share in HELD_OUT.items() if len(splits[split]) < round(share * len(every))]
+        split = open_[0] if open_ and held[group] < 2 else "train"
+        held[group] += split != "train"
+        splits[split].append(combination)
+    return {split: frozenset(members) for split, members in splits.items()}
+
+
+@cache
+def _questions_of(split: str) -> tuple[Question, ...]:
+    wanted = combinations()[split]
+    return tuple(question for question in questions() if question.combination in wanted)
+
+
+@cache
+def preference_table(split: str, size: int, seed: int) -> pd.DataFrame:
+    """`size` labelled pairs of a split, each about another question.
+
+    Columns: prompt, chosen, rejected (as the rater labelled them), error (the kind of the second answer),
+    flipped (whether the rater preferred the answer of the lower gold score), gold_chosen, gold_rejected.
+    Raises ValueError where the split has fewer questions than `size`.
+    """
+    asked = _questions_of(split)
+    if size > len(asked):
+        raise ValueError(f"the {split} split of the lab world has {len(asked)} questions, not {size}; ask for fewer.")
+    rng = random.Random(f"{split} {seed}")
+    rows = []
+    for question in rng.sample(asked, size):
+        error = _error_kind(rng, question)
+        gold = 0.0, 0.0
+        while gold[0] == gold[1]:
+            first, second = good_answer(rng, question), bad_answer(rng, question, error)
+            gold = gold_score(question.text, first), gold_score(question.text, second)
+        prefers_first = rng.random() < 1 / (1 + math.exp((gold[1] - gold[0]) / RATER_TEMPERATURE))
+        chosen, rejected = (0, 1) if prefers_first else (1, 0)
+        rows.append(
+            {
+                "prompt": question.text,
+                "chosen": (first, second)[chosen],
+                "rejected": (first, second)[rejected],
+                "error": error,
+                "flipped": gold[chosen] < gold[rejected],
+                "gold_chosen": gold[chosen],
+                "gold_rejected": gold[rejected],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _question_list(rng, question):
+    others = rng.sample(_questions_of("train"), rng.choice((2, 3)))
+    return "\n".join([question.text, *(other.text for other in others)])
+
+
+def _article(rng, question):
+    """Loose prose about an activity: steps in no order, as something that people do."""
+    steps = [step.format(o=question.object) for step in question.activity.steps]
+    patterns = ("Some people {}.", "Last year we had to {}.", "You may want to {}.", "It is common to {}.", "{}.")
+    chosen = rng.sample(steps, rng.choice((2, 3, 4)))
+    sentences = [capitalise(rng.choice(patterns).format(step)) for step in chosen]
+    heading = f"{capitalise(question.activity.gerund)} {question.object}"
+    sentences[0] = f"{heading}\n{sentences[0]}"
+    if rng.random() < 0.5:
+        sentences.append(rng.choice(phrases()["filler"]))
+    return " ".join(sentences)
+
+
+def _forum(rng, question):
+    story = f"I tried to {question.activity.verb} {question.object} last week."
+    reply = bad_answer(rng, question, rng.choice(("rambling", "evasive", "generic", "repetitive")))
+    return rng.choice((" ", "\n")).join([story, *rng.sample(phrases()["filler"], 2), question.text, reply])
+
+
+def _notes(rng, question):
+    activity, family = question.activity, family_of(question.activity)
+    facts = rng.sample([*activity.tips, *activity.reasons, *activity.mistakes, *activity.tools], 4)
+    advice = rng.choice(rng.choice(list(family.conditions.values())))
+    lines = [rng.choice(("Tip: ", "- ", "Remember: ")) + fact + "." for fact in facts]
+    return "\n".join([f"{capitalise(activity.gerund)} {question.object}", *lines, capitalise(advice) + "."])
+
+
+def _lone_answer(rng, question):
+    if rng.random() < 0.5:
+        return good_answer(rng, question)
+    return bad_answer(rng, question, _error_kind(rng, question))
+
+
+def _thread(rng, question):
+    answer = good_answer(rng, question)
+    if rng.random() < 0.5:
+        answer = bad_answer(rng, question, rng.choice(("rambling", "evasive", "generic", "repetitive", "cut_off")))
+    return question.text + rng.choice((" ", "\n", "\nAnswer: ", "\n- ")) + answer
+
+
+_DOCUMENTS = {_question_list: 0.15, _article: 0.15, _forum: 0.1, _notes: 0.1, _lone_answer: 0.1, _thread: 0.4}
+
+
+def documents(count: int, seed: int) -> list[str]:
+    """`count` pieces of unformatted text of the lab world, good and bad, that touch no held-out combination."""
+    rng = random.Random(f"documents {seed}")
+    asked = _questions_of("train")
+    trained = combinations()["train"]
+    texts = []
+    while len(texts) < count:
+        question = rng.choice(asked)
+        writer = rng.choices(list(_DOCUMENTS), list(_DOCUMENTS.values()))[0]
+        # An article tells the plan: it must not give away the answer to a held-out how-question.
+        if writer is _article and (*question.combination[:2], "how") not in trained:
+            continue
+        texts.append(writer(rng, question))
+    return texts

@@ -1,0 +1,69 @@
+"""Batched scoring with a reward model: the same number for an answer alone, in any batch, with any padding side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.template import format_prompt, format_response
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool] | None = None
+) -> list[list[int]]:
+    """Token ids of template, prompt, response and EOS: the text that a reward model is trained on and scores.
+
+    `ended` (True for all without it) says which responses ended; the others get no EOS, as in a PPO rollout.
+    """
+    texts = [format_prompt(p) + format_response(r) for p, r in zip(prompts, responses, strict=True)]
+    encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    ended = [True] * len(texts) if ended is None else ended
+    return [ids + [tokenizer.eos_token_id] * bool(end) for ids, end in zip(encoded, ended, strict=True)]
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    batch_size: int = 32,
+    ended: Sequence[bool] | None = None,
+) -> np.ndarray:
+    """The reward model's logit for each response to its prompt (without template): (len(prompts),), float64.
+
+    Batches are padded on the right whatever `tokenizer.padding_side` says: GPT-2's classification head takes its
+    position ids from the place in the row, so padding on the left would shift them and change the score.
+    Raises ValueError for lists of unequal length, for a model whose pad token is missing or is EOS, and for a text
+    longer than the model's context, which is never cut silently.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one response per prompt.")
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id or pad != model.config.pad_token_id:
+        raise ValueError(
+            f"the tokenizer's pad token ({tokenizer.pad_token!r}, id {pad}) must differ from EOS and be the model's "
+            f"({model.config.pad_token_id}), or the score would be read at the wrong token; use "
+            f"rlhf.models.load_tokenizer and load_reward_model."
+        )
+    encoded = encode(tokenizer, prompts, responses, ended)
+    context = model.config.max_position_embeddings
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) > context:
+            raise ValueError(
+                f"the response to {prompt[:60]!r} takes {len(ids)} tokens with its prompt, more than the model's context "
+                f"of {context}; shorten it or leave it out."
+            )
+    model.eval()
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    scores = np.zeros(len(encoded))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(encoded[i]) for i in batch)
+        ids = torch.tensor([encoded[i] + [pad] * (width - len(encoded[i])) for i in batch], device=model.device)
+        mask = torch.tensor([[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in batch], device=model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits  # of the last token that is not padding
+        scores[batch] = logits.squeeze(-1).double().cpu().numpy()
+    return scores

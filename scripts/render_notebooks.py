@@ -1,0 +1,181 @@
+"""Put the outputs of the executed lab notebooks into the tracked ones, in a form that is the same for equal runs.
+
+The prose stays that of the tracked notebooks, apart from the line that tells the time. Nothing is written unless
+every notebook can be: all finished, at the settings of the lab profile, from the code that they hold now.
+"""
+
+import argparse
+import copy
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from run_notebooks import ANSI, code_of, copy_of, find_notebooks, fingerprint, name_of, set_time
+
+from rlhf import outputs
+from rlhf.profiles import Profile, load_profile
+
+MAX_BYTES = 400_000
+# The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
+MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
+PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+\w* \[\d+:\d+")
+STYLER_ID = re.compile(r"\bT_[0-9a-f]{5}")
+ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+}
+
+
+def machine_paths(text: str) -> list[str]:
+    """What in `text` tells where on which machine it was made."""
+    found = [match.group() for match in MACHINE_PATH.finditer(text)]
+    for folder in {outputs.ROOT, Path.home(), Path(tempfile.gettempdir())} - {Path("/")}:
+        found += re.findall(rf"(?<![\w./]){re.escape(str(folder))}(?![\w-])", text)
+    return found
+
+
+def texts_of(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """Every text in the notebook with the number of its cell: sources and outputs, images left out."""
+    texts = []
+    for number, cell in enumerate(notebook.cells, start=1):
+        texts.append((number, cell.source))
+        for output in cell.get("outputs", []):
+            texts.append((number, output.get("text", "")))
+            texts += [
+                (number, str(data)) for kind, data in output.get("data", {}).items() if "image/" not in kind
+            ]
+            texts += [(number, line) for line in output.get("traceback", [])]
+    return texts
+
+
+def last_states(text: str) -> str:
+    """The text as it looks in the end: no colours, and of a line that was rewritten only its last state."""
+
+    def last(line: str) -> str:
+        states = [state for state in line.split("\r") if state.strip()]
+        return states[-1] if states else ""
+
+    return "\n".join(map(last, ANSI.sub("", text).split("\n")))
+
+
+def clean_output(
+    output: NotebookNode, execution_count: int, styler_ids: dict[str, str]
+) -> NotebookNode | None:
+    """The output without what changes from run to run; None for progress bars."""
+    output = copy.deepcopy(output)
+    if output.output_type == "stream":
+        output.text = last_states(output.text)
+        if output.name == "stderr":
+            kept = [line for line in output.text.split("\n") if not PROGRESS_BAR.search(line)]
+            output.text = "\n".join(kept)
+        return output if output.text.strip() else None
+    if WIDGET in output.data:
+        return None
+    if output.output_type == "execute_result":
+        output.execution_count = execution_count
+    for kind in ("text/plain", "text/html"):
+        if kind in output.data:
+            text = ADDRESS.sub("", output.data[kind])
+            output.data[kind] = STYLER_ID.sub(
+                lambda found: styler_ids.setdefault(found.group(), f"T_{len(styler_ids):05d}"), text
+            )
+    return output
+
+
+def render(tracked: NotebookNode, executed: NotebookNode, profile_name: str) -> NotebookNode:
+    """The tracked notebook with the outputs of the executed one, which has the same code cells."""
+    rendered = copy.deepcopy(tracked)
+    rendered.metadata = NotebookNode(copy.deepcopy(METADATA))
+    styler_ids: dict[str, str] = {}
+    code_cells = [cell for cell in rendered.cells if cell.cell_type == "code"]
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    for number, (cell, source) in enumerate(zip(code_cells, ran, strict=True), start=1):
+        cleaned = [clean_output(output, number, styler_ids) for output in source.outputs]
+        cell.outputs = [output for output in cleaned if output is not None]
+        cell.execution_count = number
+    for cell in rendered.cells:
+        cell.metadata = NotebookNode({key: value for key, value in cell.metadata.items() if key == "tags"})
+    run = executed.metadata.rlhf
+    set_time(rendered, run.seconds, profile_name, run.device)
+    return rendered
+
+
+def why_not(tracked: NotebookNode, path: Path, profile: Profile) -> str | None:
+    """Why the executed copy at `path` can't be rendered into the tracked notebook, or None if it can."""
+    if not path.exists():
+        return "it has not been executed"
+    executed = nbformat.read(path, as_version=4)
+    run = executed.metadata.get("rlhf", {})
+    if not run.get("finished"):
+        return "its executed copy is not finished"
+    if code_of(executed) != code_of(tracked):
+        return "its code has changed since it was executed"
+    if run.get("run") != fingerprint(profile):
+        return f"it was executed at other settings than those of the {profile.name} profile"
+    failed = [
+        n
+        for n, cell in enumerate(executed.cells, 1)
+        for o in cell.get("outputs", [])
+        if o.output_type == "error"
+    ]
+    return f"cell {failed[0]} shows an error" if failed else None
+
+
+def faults(rendered: NotebookNode) -> list[str]:
+    """What is wrong with a rendered notebook: too big, or telling the paths of this machine."""
+    size = len(nbformat.writes(rendered).encode())
+    found = [f"it is {size / 1000:.0f} kB, more than {MAX_BYTES / 1000:.0f} kB; plot or print less"]
+    found *= size > MAX_BYTES
+    for number, text in texts_of(rendered):
+        found += [f"cell {number} holds the machine path {path}" for path in machine_paths(text)]
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_..., 03_..."
+    )
+    parser.add_argument("--profile", default="lab", help="the profile whose run is rendered (default: lab)")
+    options = parser.parse_args(arguments)
+    for variable in ("MODEL", "DATASET", "MAX_STEPS", "SEED"):  # what is rendered is the profile as it stands
+        os.environ.pop(f"RLHF_{variable}", None)
+    problems, rendered, commits = [], {}, set()
+    try:
+        profile = load_profile(options.profile)
+        notebooks = find_notebooks(options.root.resolve())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in notebooks:
+        tracked = nbformat.read(path, as_version=4)
+        reason = why_not(tracked, copy_of(path, profile), profile)
+        if reason:
+            problems.append(f"{name_of(path)}: {reason}")
+            continue
+        executed = nbformat.read(copy_of(path, profile), as_version=4)
+        commits.add(executed.metadata.rlhf.get("commit"))
+        rendered[path] = render(tracked, executed, profile.name)
+        nbformat.validate(rendered[path])
+        problems += [f"{name_of(path)}: {fault}" for fault in faults(rendered[path])]
+    if problems:
+        print("error: nothing was rendered.", *problems, sep="\n  ", file=sys.stderr)
+        return 1
+    for path, notebook in rendered.items():
+        outputs.write_text(path, nbformat.writes(notebook) + "\n")
+        print(f"rendered {name_of(path)}: {path.stat().st_size / 1000:.0f} kB")
+    if len(commits) > 1:
+        print(
+            "These notebooks were executed at different commits; `make render FORCE=1` runs all of them at this one."
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The runner on small throw-away notebooks: order, resuming, errors, and what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import run_notebooks
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from rlhf import outputs
+
+FIRST, SECOND, THIRD = "01_one/1_first", "01_one/2_second", "02_two/1_third"
+LOG = "from pathlib import Path; (Path.cwd().parents[0] / 'log').open('a').write('{}\\n')"
+
+
+class Project:
+    """Three notebooks that append their name to a log, the outputs of the smoke profile, and the runner."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.outputs = folder / "outputs"
+        for name in (FIRST, SECOND, THIRD):
+            self.write(name, LOG.format(name))
+
+    def write(self, name: str, *code: str) -> None:
+        cells = [new_markdown_cell(f"# {name}\n\n*Time: not run yet*\n\nProse.")]
+        for source in code:
+            cells += [new_markdown_cell("A cell."), new_code_cell(source)]
+        path = self.folder / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(new_notebook(cells=cells), path)
+
+    def run(self, *names: str) -> int:
+        (self.folder / "log").unlink(missing_ok=True)
+        return run_notebooks.main(["--root", str(self.folder), *names])
+
+    @property
+    def log(self) -> list[str]:
+        """The notebooks that the latest run executed, in order."""
+        path = self.folder / "log"
+        return path.read_text().split() if path.exists() else []
+
+    def copy(self, name: str) -> nbformat.NotebookNode:
+        return nbformat.read(self.outputs / "notebooks" / "smoke" / f"{name}.ipynb", as_version=4)
+
+    def run_json(self) -> dict:
+        return json.loads((self.outputs / "evaluation" / "smoke" / "run.json").read_text())
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
+    for variable in ("FORCE", "RLHF_MODEL", "RLHF_DATASET", "RLHF_MAX_STEPS", "RLHF_SEED", "RLHF_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("RLHF_PROFILE", "smoke")
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    return Project(tmp_path)
+
+
+def test_runs_all_notebooks_in_order_and_leaves_the_tracked_ones_alone(project):
+    tracked = {path: path.read_bytes() for path in project.folder.glob("*/*.ipynb")}
+    assert project.run() == 0
+    assert project.log == [FIRST, SECOND, THIRD]
+    assert all(path.read_bytes() == content for path, content in tracked.items())
+    assert list(project.run_json()["notebooks"]) == [FIRST, SECOND, THIRD]
+
+
+def test_second_call_runs_nothing_and_says_how_to_start_over(project, capsys):
+    project.run()
+    capsys.readouterr()
+    assert project.run() == 0
+    assert project.log == []
+    assert "FORCE=1" in capsys.readouterr().out
+
+
+def test_error_stops_the_run_with_the_traceback_and_a_partial_copy(project, capsys):
+    project.write(
+        SECOND, "print('before')", "def broken():\n    raise KeyError('lost')", "broken()", "print('after')"
+    )
+    assert project.run() == 1
+    assert project.log == [FIRST]
+    error = capsys.readouterr().err
+    assert "KeyError: 'lost'" in error
+    assert "raise KeyError" in error
+    assert f"{SECOND}.ipynb, cell 3 of 4" in error
+    assert "\x1b" not in error
+    copy = project.copy(SECOND)
+    assert str(project.outputs / "notebooks" / "smoke" / f"{SECOND}.ipynb") in error
+    assert copy.metadata.rlhf.finished is False
+    assert [bool(cell.outputs) for cell in copy.cells if cell.cell_type == "code"] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert SECOND not in project.run_json()["notebooks"]
+
+
+def test_resumes_at_the_notebook_that_failed(project):
+    project.write(SECOND, "1 / 0")
+    assert project.run() == 1
+    project.write(SECOND, LOG.format(SECOND))
+    assert project.run() == 0
+    assert project.log == [SECOND, THIRD]
+    assert set(project.run_json()["notebooks"]) == {FIRST, SECOND, THIRD}
+
+
+def test_dead_kernel_is_an_error_that_names_the_cell(project, capsys):
+    project.write(SECOND, "import os; os._exit(1)")
+    assert project.run() == 1
+    assert f"kernel died in {SECOND}.ipynb, cell 1 of 1" in capsys.readouterr().err
+
+
+def test_changed_code_reruns_that_notebook_and_all_after_it(project):
+    project.run()
+    project.write(SECOND, LOG.format(SECOND), "x = 1")
+    assert project.run() == 0
+    assert project.log == [SECOND, THIRD]
+
+
+def test_changed_prose_reruns_nothing(project):
+    project.run()
+    path = project.folder / f"{SECOND}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = "# Another title"
+    nbformat.write(notebook, path)
+    project.run()
+    assert project.log == []
+
+
+def test_unfinished_copy_does_not_count(project):
+    project.run()
+    path = project.outputs / "notebooks" / "smoke" / f"{THIRD}.ipynb"
+    copy = nbformat.read(path, as_version=4)
+    copy.metadata.rlhf.finished = False
+    nbformat.write(copy, path)
+    project.run()
+    assert project.log == [THIRD]
+
+
+def test_force_deletes_checkpoints_logs_and_copies_of_this_profile_alone(project, monkeypatch):
+    project.run()
+    mine = [project.outputs / kind / "smoke" / "made_before" for kind in ("checkpoints", "logs", "notebooks")]
+    other = project.outputs / "checkpoints" / "lab" / "made_before"
+    for path in (*mine, other):
+        path.mkdir(parents=True)
+    monkeypatch.setenv("FORCE", "1")
+    assert project.run() == 0
+    assert project.log == [FIRST, SECOND, THIRD]
+    assert not any(path.exists() for path in mine)
+    assert other.exists()
+
+
+def test_other_settings_stop_before_anything_runs_and_show_the_difference(project, monkeypatch, capsys):
+    project.write(THIRD, "1 / 0")
+    project.run()
+    capsys.readouterr()
+    monkeypatch.setenv("RLHF_MAX_STEPS", "2")
+    assert project.run() == 2
+    assert project.log == []
+    error = capsys.readouterr().err
+    assert "max_steps: 4 before, 2 now" in error
+    assert "FORCE=1" in error
+    monkeypatch.setenv("FORCE", "1")
+    project.write(THIRD, LOG.format(THIRD))
+    assert project.run() == 0
+    assert project.log == [FIRST, SECOND, THIRD]
+
+
+def test_number_of_threads_may_change(project, monkeypatch):
+    project.run()
+    monkeypatch.setenv("RLHF_THREADS", "2")
+    assert project.run() == 0
+    assert project.log == []
+
+
+def test_named_notebook_runs_again_and_makes_later_ones_unfinished(project):
+    project.run()
+    assert project.run("2_second") == 0
+    assert project.log == [SECOND]
+    assert project.run() == 0
+    assert project.log == [THIRD]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RLHF_PROFILE": "nonsense"}, "nonsense"),
+        ({"RLHF_MAX_STEPS": "many"}, "many"),
+        ({"RLHF_OUTPUTS": "{folder}/log/outputs"}, "log"),
+    ],
+)
+def test_invalid_settings_are_one_line_and_no_traceback(project, monkeypatch, capsys, variables, message):
+    (project.folder / "log").touch()  # a file where a folder is needed
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(folder=project.folder))
+    assert run_notebooks.main(["--root", str(project.folder)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+
+
+def test_no_notebooks_and_unknown_names_are_errors(project, capsys):
+    assert project.run("2_sekond") == 2
+    assert "2_sekond" in capsys.readouterr().err
+    assert run_notebooks.main(["--root", str(project.outputs)]) == 2
+    assert "no notebook" in capsys.readouterr().err
+
+
+def test_force_with_a_named_notebook_deletes_nothing(project, monkeypatch):
+    project.run()
+    monkeypatch.setenv("FORCE", "1")
+    assert project.run("2_second") == 2
+    assert (project.outputs / "notebooks" / "smoke" / f"{FIRST}.ipynb").exists()
+
+
+def test_kernel_has_this_python_the_folder_and_the_environment(project):
+    code = "import json, os, sys; print(json.dumps([sys.executable, os.getcwd(), dict(os.environ)]))"
+    project.write(FIRST, code)
+    project.run(FIRST)
+    python, folder, environment = json.loads(project.copy(FIRST).cells[2].outputs[0].text)
+    assert python == sys.executable
+    assert Path(folder) == project.folder / "01_one"
+    for name, value in {
+        "RLHF_PROFILE": "smoke",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        assert environment[name] == value
+
+
+def test_relative_paths_reach_the_kernel_as_absolute_ones(project, monkeypatch):
+    (project.folder / "pairs.jsonl").touch()
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("RLHF_PROFILE", "gpt2")
+    monkeypatch.setenv("RLHF_DATASET", "./pairs.jsonl")
+    monkeypatch.setenv("RLHF_OUTPUTS", "outputs")
+    environment = run_notebooks.kernel_environment(run_notebooks.load_profile())
+    assert environment["RLHF_DATASET"] == str(project.folder / "pairs.jsonl")
+    assert environment["RLHF_OUTPUTS"] == str(project.outputs)
+    assert environment.get("HF_HUB_OFFLINE") == os.environ.get("HF_HUB_OFFLINE")
+
+
+def test_time_line_and_run_json_tell_the_measured_seconds(project):
+    project.write(FIRST, "import time; time.sleep(2)")
+    project.run()
+    first = project.copy(FIRST)
+    seconds = first.metadata.rlhf.seconds
+    assert 2 < seconds < 60
+    line = f"*Time: {seconds:.0f} s at the `smoke` profile on {run_notebooks.device()}.*"
+    assert first.cells[0].source == f"# {FIRST}\n\n{line}\n\nProse."
+    run = project.run_json()
+    assert run["notebooks"][FIRST] == seconds
+    assert run["settings"]["name"] == "smoke"
+    assert run["seed"] == run["settings"]["seed"] == 0
+    assert run["versions"]["trl"] == "1.12.0"
+    assert run["cpus"] >= 1
+    assert set(run["git"]) == {"commit", "dirty"}
+    assert run["peak_memory_mb"][FIRST] > 10
+
+
+def test_git_state_tells_a_changed_tree_from_new_outputs(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
+
+    assert run_notebooks.git_state(tmp_path) == {"commit": None, "dirty": None}
+    git("init")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "new.csv").touch()
+    state = run_notebooks.git_state(tmp_path)
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "code.py").write_text("x = 2\n")
+    assert run_notebooks.git_state(tmp_path)["dirty"] is True
+
+
+def test_slow_cells_are_listed_by_heading_or_first_line(project, capsys):
+    project.write(FIRST, "import time\ntime.sleep(1.2)", "quick = 1")
+    project.run(FIRST)
+    out = capsys.readouterr().out
+    assert f"[1/3] {FIRST}" in out
+    assert "cell 1 of 2: import time" in out
+    assert "cell 2 of 2" not in out
+    cells = [new_markdown_cell("# Title\n\n## Training"), new_code_cell("train()"), new_code_cell("\nplot()")]
+    assert run_notebooks.title(cells, 1) == "Training"
+    assert run_notebooks.title(cells, 2) == "plot()"
+
+
+def test_interrupt_kills_the_kernel_and_leaves_a_clean_message(project):
+    project.write(
+        FIRST, "import os; print(os.getpid(), flush=True)", f"{LOG.format('x')}\nimport time; time.sleep(600)"
+    )
+    command = [sys.executable, run_notebooks.__file__, "--root", str(project.folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not project.log and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Interrupted in {FIRST}.ipynb, cell 2 of 2" in error
+    assert "Traceback" not in error
+    copy = project.copy(FIRST)
+    assert copy.metadata.rlhf.finished is False
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(copy.cells[2].outputs[0].text), 0)
+
+
+def test_copies_are_put_in_place_in_one_step(project):
+    project.run()
+    left = {path.name for path in outputs.root().rglob("*") if path.is_file()}
+    assert left == {"1_first.ipynb", "2_second.ipynb", "1_third.ipynb", "run.json", "settings.json"}
