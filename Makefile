@@ -7,7 +7,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run render lab test lint
+.PHONY: help setup run render results lab test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -21,9 +21,13 @@ run: $(INSTALLED)  ## execute every notebook in order (FORCE=1 starts over)
 render: $(INSTALLED)  ## run the lab profile and put its outputs into the tracked notebooks
 	@RLHF_PROFILE=lab $(VENV)/bin/python scripts/run_notebooks.py
 	@$(VENV)/bin/python scripts/render_notebooks.py
+	@$(VENV)/bin/python scripts/results_table.py
+
+results: $(INSTALLED)  ## print the results table of the README from the CSVs
+	@$(VENV)/bin/python scripts/results_table.py
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	@$(VENV)/bin/jupyter lab
+	@$(VENV)/bin/python -m jupyterlab
 
 test: lint  ## check the style and run every test
 	@$(VENV)/bin/python -m pytest

@@ -4,6 +4,7 @@ import os
 
 import pandas as pd
 from peft import LoraConfig
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from rlhf import models, outputs
@@ -15,11 +16,7 @@ def lora_config(profile: Profile) -> LoraConfig:
     lora = profile.sft.lora
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
 
 
@@ -33,17 +30,19 @@ def make_trainer(
     *,
     learning_rate: float,
     epochs: float | None = None,
+    evaluations: int | None = None,
     adapter: LoraConfig | None = None,
 ) -> SFTTrainer:
     """A trainer on tokenised examples (prepare_data.tokenize); TensorBoard files go to outputs/logs/<profile>/<run>.
 
-    With `adapter` only the adapter is trained. `epochs` replaces the profile's.
+    With `adapter` only the adapter is trained. `epochs` and `evaluations` replace the profile's.
     """
     settings = profile.sft
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / run)
     epochs = epochs or settings.epochs
     steps = max(1, round(epochs * len(train) / settings.batch_size / settings.gradient_accumulation))
     steps = min(steps, profile.max_steps or steps)
+    evaluations = evaluations or settings.evaluations
     config = SFTConfig(
         output_dir=str(outputs.logs_dir(profile) / run),
         max_steps=steps,
@@ -56,12 +55,12 @@ def make_trainer(
         max_grad_norm=settings.max_grad_norm,
         max_length=None,  # longer examples were left out by name, so nothing is cut here
         train_sampling_strategy="group_by_length",
-        eval_strategy="steps",
-        eval_steps=max(1, steps // settings.evaluations),
-        logging_steps=max(1, steps // (settings.evaluations * 4)),
+        eval_strategy="steps" if validation is not None else "no",
+        eval_steps=-(-steps // evaluations),
+        logging_steps=max(1, steps // 40),
         save_strategy="no",
         report_to=["tensorboard"],
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         bf16=models.use_bf16(),
         use_cpu=models.device().type == "cpu",
         seed=profile.seed,
@@ -74,6 +73,74 @@ def make_trainer(
         processing_class=tokenizer,
         peft_config=adapter,
     )
+
+
+METHODS = ("full", "lora", "qlora")
+
+
+def start_model(profile: Profile, method: str) -> tuple[PreTrainedModel, LoraConfig | None]:
+    """What a method trains: the base model (in 4 bit for "qlora") and the adapter's configuration, None for "full".
+
+    Raises ValueError for a method that is not in METHODS.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}.")
+    model = models.load_base(profile, quantized=method == "qlora")
+    return model, None if method == "full" else lora_config(profile)
+
+
+def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) -> dict[str, float | str]:
+    """Train `steps` steps and count: trainable parameters, megabytes, seconds a step.
+
+    memory_megabytes are those of the weights, the gradients and the optimiser's states: what does not depend on the
+    size of a batch.
+    """
+    model, adapter = start_model(profile, method)
+    part = train.select(range(min(len(train), steps * profile.sft.batch_size)))
+    trainer = make_trainer(
+        profile, f"cost_{method}", model, tokenizer, part, None, learning_rate=1e-4, epochs=1, adapter=adapter
+    )
+    trainer.train()
+    optimizer_bytes = sum(
+        tensor.numel() * tensor.element_size()
+        for state in trainer.optimizer.state.values()
+        for tensor in state.values()
+        if hasattr(tensor, "numel")
+    )
+    gradient_bytes = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    weight_bytes = models.weight_bytes(trainer.model)
+    return {
+        "method": method,
+        "trainable_parameters": models.trainable_parameters(trainer.model),
+        "weight_megabytes": weight_bytes / 1e6,
+        "memory_megabytes": (weight_bytes + gradient_bytes + optimizer_bytes) / 1e6,
+        "seconds_per_step": trainer.state.log_history[-1]["train_runtime"] / trainer.state.global_step,
+    }
+
+
+def search_learning_rate(profile: Profile, method: str, tokenizer, train, validation) -> pd.DataFrame:
+    """Validation loss after one pass over a share of the data, for each learning rate of the profile.
+
+    Columns method, learning_rate, validation_loss. Every run starts from the same weights and sees the same examples.
+    """
+    settings = profile.sft
+    candidates = settings.full_learning_rates if method == "full" else settings.qlora_learning_rates
+    part = share_of(train, settings.search_share, profile.seed)
+    rows = []
+    for learning_rate in candidates:
+        model, adapter = start_model(profile, method)
+        run = f"search_{method}_{learning_rate:g}"
+        trainer = make_trainer(
+            profile, run, model, tokenizer, part, validation,
+            learning_rate=learning_rate, epochs=1, evaluations=1, adapter=adapter,
+        )  # fmt: skip
+        trainer.train()
+        rows.append((method, learning_rate, loss_curve(trainer, run).query("split == 'validation'").loss.iloc[-1]))
+    return pd.DataFrame(rows, columns=["method", "learning_rate", "validation_loss"])
+
+
+def best_learning_rate(searched: pd.DataFrame) -> float:
+    return float(searched.loc[searched.validation_loss.idxmin(), "learning_rate"])
 
 
 def loss_curve(trainer, run: str) -> pd.DataFrame:

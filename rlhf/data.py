@@ -6,6 +6,7 @@ All three stages use the same split by prompt, so that no test prompt, nor a cop
 from pathlib import Path
 
 import datasets
+import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from rlhf.lab import corpus
@@ -31,9 +32,7 @@ def load_preferences(profile: Profile) -> DatasetDict:
     """
     if profile.lab:
         tables = {split: _lab_table(profile, split) for split in ("train", "validation", "test")}
-        splits = {
-            split: Dataset.from_pandas(table[COLUMNS], preserve_index=False) for split, table in tables.items()
-        }
+        splits = {split: Dataset.from_pandas(table[COLUMNS], preserve_index=False) for split, table in tables.items()}
     else:
         splits = _split_rows(_load_rows(profile.dataset))
     return _clean(splits, profile.dataset)
@@ -48,11 +47,9 @@ def error_kinds(profile: Profile, rows: Dataset) -> list[str]:
     """The kind of error in the worse answer of each row: known for the lab corpus, "unlabelled" for real data."""
     if not profile.lab:
         return ["unlabelled"] * len(rows)
-    known = {}
-    for split in ("train", "validation", "test"):
-        table = _lab_table(profile, split)
-        known |= dict(zip(zip(table.prompt, table.chosen, strict=True), table.error, strict=True))
-    return [known[row["prompt"], row["chosen"]] for row in rows]
+    tables = pd.concat(_lab_table(profile, split) for split in ("train", "validation", "test"))
+    known = dict(zip(zip(tables.prompt, tables.chosen, strict=True), tables.error, strict=True))
+    return [known[pair] for pair in zip(rows["prompt"], rows["chosen"], strict=True)]
 
 
 def _load_rows(name: str) -> Dataset:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.template import format_prompt
@@ -49,7 +49,13 @@ def answer(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             new = _generate(
-                model, tokenizer, [encoded[i] for i in batch], max_new_tokens, temperature, num_beams, repetition_penalty
+                model,
+                tokenizer,
+                [encoded[i] for i in batch],
+                max_new_tokens,
+                temperature,
+                num_beams,
+                repetition_penalty,
             )
             for i, ids in zip(batch, new, strict=True):
                 answers[i] = _as_answer(ids, tokenizer)

@@ -71,8 +71,36 @@ def summary_rows(model: str, measured: dict[str, Sequence[float]]) -> pd.DataFra
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
+def paired_rows(measured: dict[str, dict[str, Sequence[float]]], against: str) -> pd.DataFrame:
+    """Paired differences of every model to `against`, for values measured[metric][model] in the order of the prompts.
+
+    Columns: model, against, metric, difference, ci_low, ci_high, n.
+    """
+    rows = [
+        (model, against, metric, *paired_difference(values, models[against]), len(values))
+        for metric, models in measured.items()
+        for model, values in models.items()
+        if model != against
+    ]
+    return pd.DataFrame(rows, columns=["model", "against", "metric", "difference", "ci_low", "ci_high", "n"])
+
+
+def sliced(values: Sequence[float], groups: pd.DataFrame) -> pd.DataFrame:
+    """Mean of `values` in each group of each column of `groups`, with its interval.
+
+    Columns: by, slice, mean, ci_low, ci_high, n.
+    """
+    values = np.asarray(values, dtype=float)
+    rows = [
+        (by, name, *bootstrap_interval(values[members]), len(members))
+        for by in groups.columns
+        for name, members in groups.reset_index(drop=True).groupby(by).groups.items()
+    ]
+    return pd.DataFrame(rows, columns=["by", "slice", "mean", "ci_low", "ci_high", "n"])
+
+
 def length_rule(chosen: Sequence[str], rejected: Sequence[str]) -> np.ndarray:
-    """1 where the rule "the longer answer is the better one" picks the chosen answer, 0.5 for equal numbers of words."""
+    """1 where the rule "the longer answer is better" picks the chosen answer, 0.5 for equal numbers of words."""
     return wins([len(text.split()) for text in chosen], [len(text.split()) for text in rejected])
 
 

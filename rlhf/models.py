@@ -83,10 +83,7 @@ def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
     if quantized:
         compute = torch.bfloat16 if use_bf16() else torch.float32
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
         )
         options["device_map"] = {"": device()}
     model = AutoModelForCausalLM.from_pretrained(path, **options)

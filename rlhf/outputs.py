@@ -60,7 +60,12 @@ def show(path) -> str:
 
 def check_writable(profile) -> None:
     """Raise PermissionError, naming the folder, unless every output folder of the profile can be written."""
-    for folder in (evaluation_dir(profile), plots_dir(profile), logs_dir(profile), checkpoint_path(profile, "x").parent):
+    for folder in (
+        evaluation_dir(profile),
+        plots_dir(profile),
+        logs_dir(profile),
+        checkpoint_path(profile, "x").parent,
+    ):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -131,7 +136,7 @@ def update_run(profile, **entries) -> Path:
 
 
 def write_figure(profile, name: str, figure) -> Path:
-    """Write a matplotlib figure to plots/<profile>/<name> (PNG, without a date, so that equal figures are equal files)."""
+    """Write a figure to plots/<profile>/<name>: a PNG without a date, so that equal figures are equal files."""
     path = plots_dir(profile) / name
     return _replace(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
 

@@ -6,8 +6,10 @@ import random
 import warnings
 from dataclasses import dataclass
 
+import datasets
 import numpy as np
 import torch
+import transformers
 
 from rlhf import outputs
 
@@ -114,13 +116,13 @@ LAB = Profile(
         batch_size=32,
         gradient_accumulation=1,
         max_length=256,
-        full_learning_rates=(3e-4, 1e-3, 3e-3),
+        full_learning_rates=(5e-4, 1e-3, 2e-3),
         qlora_learning_rates=(1e-3, 3e-3, 1e-2),
-        search_share=0.125,
+        search_share=0.2,
         scheduler="cosine",
         warmup_steps=10,
         max_grad_norm=1.0,
-        evaluations=8,
+        evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     reward=RewardSettings(
@@ -131,21 +133,21 @@ LAB = Profile(
         learning_rate=1.5e-3,
         scheduler="cosine",
         warmup_steps=10,
-        evaluations=8,
+        evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     decoding=DecodingSettings(batch_size=64, max_new_tokens=96),
     lab=LabSettings(
-        pairs=(6000, 400, 600),
+        pairs=(6000, 300, 600),
         layers=4,
         width=192,
         heads=6,
-        vocabulary=2048,
+        vocabulary=4000,
         context=256,
-        pretraining_steps=600,
-        pretraining_batch=32,
+        pretraining_steps=1200,
+        pretraining_batch=16,
         pretraining_tokens=128,
-        pretraining_learning_rate=2e-3,
+        pretraining_learning_rate=3e-3,
         documents=45_000,
     ),
 )
@@ -190,11 +192,11 @@ GPT2 = Profile(
         max_length=1024,
         full_learning_rates=(2e-5, 5e-5, 1e-4),  # published: 2e-5, not searched
         qlora_learning_rates=(2e-4, 5e-4, 1e-3),  # published: 2e-4, not searched
-        search_share=0.125,
+        search_share=0.2,
         scheduler="cosine",  # published: constant
         warmup_steps=50,
         max_grad_norm=0.3,
-        evaluations=8,
+        evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.05, targets=("c_attn",)),
     ),
     reward=RewardSettings(
@@ -205,7 +207,7 @@ GPT2 = Profile(
         learning_rate=2e-4,  # published: 1.41e-5, a full fine-tuning rate; adapters need about ten times more
         scheduler="cosine",
         warmup_steps=50,
-        evaluations=8,
+        evaluations=5,
         lora=LoraSettings(r=8, alpha=32, dropout=0.1, targets=("c_attn", "c_proj")),
     ),
     decoding=DecodingSettings(batch_size=64, max_new_tokens=150),
@@ -291,3 +293,6 @@ def set_up(profile: Profile) -> None:
     if profile.lab:
         os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -10,7 +10,10 @@ from rlhf.template import format_prompt, format_response
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    ended: Sequence[bool] | None = None,
 ) -> list[list[int]]:
     """Token ids of template, prompt, response and EOS: the text that a reward model is trained on and scores.
 
@@ -53,8 +56,8 @@ def score(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > context:
             raise ValueError(
-                f"the response to {prompt[:60]!r} takes {len(ids)} tokens with its prompt, more than the model's context "
-                f"of {context}; shorten it or leave it out."
+                f"the response to {prompt[:60]!r} takes {len(ids)} tokens with its prompt, more than the context of "
+                f"{context}; shorten it or leave it out."
             )
     model.eval()
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -63,7 +66,9 @@ def score(
         batch = order[start : start + batch_size]
         width = max(len(encoded[i]) for i in batch)
         ids = torch.tensor([encoded[i] + [pad] * (width - len(encoded[i])) for i in batch], device=model.device)
-        mask = torch.tensor([[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in batch], device=model.device)
+        mask = torch.tensor(
+            [[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in batch], device=model.device
+        )
         logits = model(input_ids=ids, attention_mask=mask).logits  # of the last token that is not padding
         scores[batch] = logits.squeeze(-1).double().cpu().numpy()
     return scores

@@ -1,7 +1,7 @@
-"""Put the outputs of the executed lab notebooks into the tracked ones, in a form that is the same for equal runs.
+"""Put the outputs of the executed lab notebooks into the tracked ones, the same outputs for equal runs.
 
-The prose stays that of the tracked notebooks, apart from the line that tells the time. Nothing is written unless
-every notebook can be: all finished, at the settings of the lab profile, from the code that they hold now.
+The prose stays that of the tracked notebooks, apart from the line that tells the time. Nothing is written
+unless every notebook can be: all finished, at the settings of the lab profile, with the code that they have.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rlhf.profiles import Profile, load_profile
 MAX_BYTES = 400_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
-PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+\w* \[\d+:\d+")
+PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+ ?\w* \[\d+:\d+")
 STYLER_ID = re.compile(r"\bT_[0-9a-f]{5}")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -47,9 +47,7 @@ def texts_of(notebook: NotebookNode) -> list[tuple[int, str]]:
         texts.append((number, cell.source))
         for output in cell.get("outputs", []):
             texts.append((number, output.get("text", "")))
-            texts += [
-                (number, str(data)) for kind, data in output.get("data", {}).items() if "image/" not in kind
-            ]
+            texts += [(number, str(data)) for kind, data in output.get("data", {}).items() if "image/" not in kind]
             texts += [(number, line) for line in output.get("traceback", [])]
     return texts
 
@@ -64,9 +62,7 @@ def last_states(text: str) -> str:
     return "\n".join(map(last, ANSI.sub("", text).split("\n")))
 
 
-def clean_output(
-    output: NotebookNode, execution_count: int, styler_ids: dict[str, str]
-) -> NotebookNode | None:
+def clean_output(output: NotebookNode, execution_count: int, styler_ids: dict[str, str]) -> NotebookNode | None:
     """The output without what changes from run to run; None for progress bars."""
     output = copy.deepcopy(output)
     if output.output_type == "stream":
@@ -118,30 +114,26 @@ def why_not(tracked: NotebookNode, path: Path, profile: Profile) -> str | None:
         return "its code has changed since it was executed"
     if run.get("run") != fingerprint(profile):
         return f"it was executed at other settings than those of the {profile.name} profile"
-    failed = [
-        n
-        for n, cell in enumerate(executed.cells, 1)
-        for o in cell.get("outputs", [])
-        if o.output_type == "error"
-    ]
-    return f"cell {failed[0]} shows an error" if failed else None
+    for number, cell in enumerate(executed.cells, start=1):
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            return f"cell {number} shows an error"
+    return None
 
 
 def faults(rendered: NotebookNode) -> list[str]:
     """What is wrong with a rendered notebook: too big, or telling the paths of this machine."""
+    found = []
     size = len(nbformat.writes(rendered).encode())
-    found = [f"it is {size / 1000:.0f} kB, more than {MAX_BYTES / 1000:.0f} kB; plot or print less"]
-    found *= size > MAX_BYTES
+    if size > MAX_BYTES:
+        found.append(f"it is {size / 1000:.0f} kB, more than {MAX_BYTES / 1000:.0f} kB; plot or print less")
     for number, text in texts_of(rendered):
-        found += [f"cell {number} holds the machine path {path}" for path in machine_paths(text)]
+        found += [f"cell {number} holds the machine path {path}" for path in machine_paths(text)[:1]]
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_..., 03_..."
-    )
+    parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_...")
     parser.add_argument("--profile", default="lab", help="the profile whose run is rendered (default: lab)")
     options = parser.parse_args(arguments)
     for variable in ("MODEL", "DATASET", "MAX_STEPS", "SEED"):  # what is rendered is the profile as it stands
@@ -171,9 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         outputs.write_text(path, nbformat.writes(notebook) + "\n")
         print(f"rendered {name_of(path)}: {path.stat().st_size / 1000:.0f} kB")
     if len(commits) > 1:
-        print(
-            "These notebooks were executed at different commits; `make render FORCE=1` runs all of them at this one."
-        )
+        print("These notebooks were executed at different commits; `make render FORCE=1` runs all again.")
     return 0
 
 

@@ -120,9 +120,7 @@ def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Pa
     if names:
         unknown = [name for name in names if not any(name in name_of(path) for path in notebooks)]
         if unknown:
-            raise ValueError(
-                f"no notebook matches {unknown[0]!r}; there are {', '.join(map(name_of, notebooks))}."
-            )
+            raise ValueError(f"no notebook matches {unknown[0]!r}; there are {', '.join(map(name_of, notebooks))}.")
         return [path for path in notebooks if any(name in name_of(path) for name in names)]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
@@ -213,11 +211,12 @@ class Progress:
             line = f"{self.label}  {time.perf_counter() - self.cell_started:.0f} s in {self.cell}"
             print(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
 
-    def end(self, result: str) -> float:
-        """Close the notebook's line and return its seconds."""
+    def end(self, outcome: str, peak: int | None) -> float:
+        """Say how the notebook ended and return its seconds."""
         seconds = round(time.perf_counter() - self.started, 1)
         prefix = f"\r\x1b[2K{self.label}  " if self.live else "  "
-        print(f"{prefix}{result} after {seconds:.0f} s", flush=True)
+        memory = "" if peak is None else f", peak memory {peak} MB"
+        print(f"{prefix}{outcome} after {seconds:.0f} s{memory}", flush=True)
         return seconds
 
 
@@ -227,8 +226,8 @@ def title(cells: list[NotebookNode], index: int) -> str:
     if above is not None and above.cell_type == "markdown":
         headings = re.findall(r"^#+ +(.+)$", above.source, re.MULTILINE)
         if headings:
-            return headings[-1].strip()
-    return next((line.strip() for line in cells[index].source.splitlines() if line.strip()), "")
+            return headings[-1].strip()[:80]
+    return next((line.strip()[:80] for line in cells[index].source.splitlines() if line.strip()), "")
 
 
 def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: Progress) -> int | None:
@@ -248,9 +247,7 @@ def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: P
         timeout=None,
         startup_timeout=300,
         kernel_name="python3",
-        extra_arguments=[
-            "--IPKernelApp.log_level=ERROR"
-        ],  # else each kernel warns that it talks over local TCP
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns that it talks over local TCP
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
@@ -305,10 +302,8 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
         peak = execute(notebook, path.parent, kernel_environment(profile), progress)
     except (CellExecutionError, DeadKernelError, KeyboardInterrupt) as raised:
         error = raised
-    outcome = (
-        "finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    )
-    seconds = progress.end(outcome if peak is None else f"{outcome}, peak memory {peak} MB,")
+    outcome = "finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    seconds = progress.end(outcome, peak)
 
     notebook.metadata["rlhf"] = {
         "finished": error is None,
@@ -344,12 +339,8 @@ def report(error: BaseException, path: Path, cell: str, copy: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "names", nargs="*", help="part of the path of a notebook to execute (default: resume the run)"
-    )
-    parser.add_argument(
-        "--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_..., 03_..."
-    )
+    parser.add_argument("names", nargs="*", help="part of the path of a notebook to execute (default: resume the run)")
+    parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_..., 03_...")
     options = parser.parse_args(arguments)
     force = os.environ.get("FORCE", "").strip().lower() not in ("", "0", "false", "no")
     root = options.root.resolve()
@@ -359,9 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_up(profile)
         notebooks = find_notebooks(root)
         if force and options.names:
-            raise ValueError(
-                "FORCE=1 deletes every checkpoint, so it starts at the first notebook; name none with it."
-            )
+            raise ValueError("FORCE=1 deletes every checkpoint, so it starts at the first notebook; name none with it.")
         if force:
             start_over(profile)
             set_up(profile)

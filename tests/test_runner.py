@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,14 +54,34 @@ class Project:
         return json.loads((self.outputs / "evaluation" / "smoke" / "run.json").read_text())
 
 
+def use_smoke_profile(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for variable in ("FORCE", "RLHF_MODEL", "RLHF_DATASET", "RLHF_MAX_STEPS", "RLHF_SEED", "RLHF_THREADS"):
+        patch.delenv(variable, raising=False)
+    patch.setenv("RLHF_PROFILE", "smoke")
+    patch.setenv("RLHF_OUTPUTS", str(folder / "outputs"))
+    patch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Project:
-    for variable in ("FORCE", "RLHF_MODEL", "RLHF_DATASET", "RLHF_MAX_STEPS", "RLHF_SEED", "RLHF_THREADS"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("RLHF_PROFILE", "smoke")
-    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    use_smoke_profile(monkeypatch, tmp_path)
     return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        use_smoke_profile(patch, folder)
+        assert Project(folder).run() == 0
+    return folder
+
+
+@pytest.fixture
+def finished(project, finished_folder) -> Project:
+    """A project whose three notebooks have finished."""
+    shutil.copytree(finished_folder, project.folder, dirs_exist_ok=True)
+    return project
 
 
 def test_runs_all_notebooks_in_order_and_leaves_the_tracked_ones_alone(project):
@@ -71,18 +92,14 @@ def test_runs_all_notebooks_in_order_and_leaves_the_tracked_ones_alone(project):
     assert list(project.run_json()["notebooks"]) == [FIRST, SECOND, THIRD]
 
 
-def test_second_call_runs_nothing_and_says_how_to_start_over(project, capsys):
-    project.run()
-    capsys.readouterr()
-    assert project.run() == 0
-    assert project.log == []
+def test_second_call_runs_nothing_and_says_how_to_start_over(finished, capsys):
+    assert finished.run() == 0
+    assert finished.log == []
     assert "FORCE=1" in capsys.readouterr().out
 
 
 def test_error_stops_the_run_with_the_traceback_and_a_partial_copy(project, capsys):
-    project.write(
-        SECOND, "print('before')", "def broken():\n    raise KeyError('lost')", "broken()", "print('after')"
-    )
+    project.write(SECOND, "print('before')", "def broken():\n    raise KeyError('lost')", "broken()", "print('after')")
     assert project.run() == 1
     assert project.log == [FIRST]
     error = capsys.readouterr().err
@@ -93,12 +110,7 @@ def test_error_stops_the_run_with_the_traceback_and_a_partial_copy(project, caps
     copy = project.copy(SECOND)
     assert str(project.outputs / "notebooks" / "smoke" / f"{SECOND}.ipynb") in error
     assert copy.metadata.rlhf.finished is False
-    assert [bool(cell.outputs) for cell in copy.cells if cell.cell_type == "code"] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    assert [bool(cell.outputs) for cell in copy.cells if cell.cell_type == "code"] == [True, False, True, False]
     assert SECOND not in project.run_json()["notebooks"]
 
 
@@ -117,42 +129,38 @@ def test_dead_kernel_is_an_error_that_names_the_cell(project, capsys):
     assert f"kernel died in {SECOND}.ipynb, cell 1 of 1" in capsys.readouterr().err
 
 
-def test_changed_code_reruns_that_notebook_and_all_after_it(project):
-    project.run()
-    project.write(SECOND, LOG.format(SECOND), "x = 1")
-    assert project.run() == 0
-    assert project.log == [SECOND, THIRD]
+def test_changed_code_reruns_that_notebook_and_all_after_it(finished):
+    finished.write(SECOND, LOG.format(SECOND), "x = 1")
+    assert finished.run() == 0
+    assert finished.log == [SECOND, THIRD]
 
 
-def test_changed_prose_reruns_nothing(project):
-    project.run()
-    path = project.folder / f"{SECOND}.ipynb"
+def test_changed_prose_reruns_nothing(finished):
+    path = finished.folder / f"{SECOND}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].source = "# Another title"
     nbformat.write(notebook, path)
-    project.run()
-    assert project.log == []
+    finished.run()
+    assert finished.log == []
 
 
-def test_unfinished_copy_does_not_count(project):
-    project.run()
-    path = project.outputs / "notebooks" / "smoke" / f"{THIRD}.ipynb"
+def test_unfinished_copy_does_not_count(finished):
+    path = finished.outputs / "notebooks" / "smoke" / f"{THIRD}.ipynb"
     copy = nbformat.read(path, as_version=4)
     copy.metadata.rlhf.finished = False
     nbformat.write(copy, path)
-    project.run()
-    assert project.log == [THIRD]
+    finished.run()
+    assert finished.log == [THIRD]
 
 
-def test_force_deletes_checkpoints_logs_and_copies_of_this_profile_alone(project, monkeypatch):
-    project.run()
-    mine = [project.outputs / kind / "smoke" / "made_before" for kind in ("checkpoints", "logs", "notebooks")]
-    other = project.outputs / "checkpoints" / "lab" / "made_before"
+def test_force_deletes_checkpoints_logs_and_copies_of_this_profile_alone(finished, monkeypatch):
+    mine = [finished.outputs / kind / "smoke" / "made_before" for kind in ("checkpoints", "logs", "notebooks")]
+    other = finished.outputs / "checkpoints" / "lab" / "made_before"
     for path in (*mine, other):
         path.mkdir(parents=True)
     monkeypatch.setenv("FORCE", "1")
-    assert project.run() == 0
-    assert project.log == [FIRST, SECOND, THIRD]
+    assert finished.run() == 0
+    assert finished.log == [FIRST, SECOND, THIRD]
     assert not any(path.exists() for path in mine)
     assert other.exists()
 
@@ -173,19 +181,17 @@ def test_other_settings_stop_before_anything_runs_and_show_the_difference(projec
     assert project.log == [FIRST, SECOND, THIRD]
 
 
-def test_number_of_threads_may_change(project, monkeypatch):
-    project.run()
+def test_number_of_threads_may_change(finished, monkeypatch):
     monkeypatch.setenv("RLHF_THREADS", "2")
-    assert project.run() == 0
-    assert project.log == []
+    assert finished.run() == 0
+    assert finished.log == []
 
 
-def test_named_notebook_runs_again_and_makes_later_ones_unfinished(project):
-    project.run()
-    assert project.run("2_second") == 0
-    assert project.log == [SECOND]
-    assert project.run() == 0
-    assert project.log == [THIRD]
+def test_named_notebook_runs_again_and_makes_later_ones_unfinished(finished):
+    assert finished.run("2_second") == 0
+    assert finished.log == [SECOND]
+    assert finished.run() == 0
+    assert finished.log == [THIRD]
 
 
 @pytest.mark.parametrize(
@@ -214,11 +220,10 @@ def test_no_notebooks_and_unknown_names_are_errors(project, capsys):
     assert "no notebook" in capsys.readouterr().err
 
 
-def test_force_with_a_named_notebook_deletes_nothing(project, monkeypatch):
-    project.run()
+def test_force_with_a_named_notebook_deletes_nothing(finished, monkeypatch):
     monkeypatch.setenv("FORCE", "1")
-    assert project.run("2_second") == 2
-    assert (project.outputs / "notebooks" / "smoke" / f"{FIRST}.ipynb").exists()
+    assert finished.run("2_second") == 2
+    assert (finished.outputs / "notebooks" / "smoke" / f"{FIRST}.ipynb").exists()
 
 
 def test_kernel_has_this_python_the_folder_and_the_environment(project):
@@ -318,7 +323,6 @@ def test_interrupt_kills_the_kernel_and_leaves_a_clean_message(project):
         os.kill(int(copy.cells[2].outputs[0].text), 0)
 
 
-def test_copies_are_put_in_place_in_one_step(project):
-    project.run()
+def test_a_run_leaves_its_files_and_no_temporary_ones(finished):
     left = {path.name for path in outputs.root().rglob("*") if path.is_file()}
     assert left == {"1_first.ipynb", "2_second.ipynb", "1_third.ipynb", "run.json", "settings.json"}

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf import outputs
@@ -27,7 +27,9 @@ def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrain
     """A byte-level BPE like GPT-2's, with a pad token that is not the end-of-sequence token."""
     bpe = ByteLevelBPETokenizer()
     # The template is part of what is tokenised later, so its words should not fall apart into bytes.
-    bpe.train_from_iterator([*texts, *[TEMPLATE] * 100], vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False)
+    bpe.train_from_iterator(
+        [*texts, *[TEMPLATE] * 100], vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token=EOS, eos_token=EOS, pad_token=PAD, model_max_length=context
     )
@@ -51,7 +53,11 @@ def load_or_pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]
 
 def _fingerprint(profile) -> dict:
     lab = profile.lab
-    return {"seed": profile.seed, "max_steps": profile.max_steps, **{k: v for k, v in vars(lab).items() if k != "pairs"}}
+    return {
+        "seed": profile.seed,
+        "max_steps": profile.max_steps,
+        **{k: v for k, v in vars(lab).items() if k != "pairs"},
+    }
 
 
 def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
@@ -77,7 +83,9 @@ def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
         )
     )
     steps = min(lab.pretraining_steps, profile.max_steps or lab.pretraining_steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lab.pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lab.pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0.1
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lab.pretraining_learning_rate, steps + 1, pct_start=0.05)
     bf16 = bf16_is_native()
     losses, started = [], time.perf_counter()

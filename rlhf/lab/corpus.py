@@ -14,17 +14,7 @@ from functools import cache
 import pandas as pd
 
 from rlhf.lab.gold import gold_score
-from rlhf.lab.world import (
-    POINTS,
-    Activity,
-    Question,
-    capitalise,
-    families,
-    family_of,
-    fill,
-    phrases,
-    questions,
-)
+from rlhf.lab.world import POINTS, Activity, Question, capitalise, families, family_of, fill, phrases, questions
 
 RATER_TEMPERATURE = 0.4
 SPLIT_SEED = 7  # of which combinations are held out; independent of the seed of a run
@@ -67,7 +57,9 @@ def _points(rng: random.Random, question: Question, count: int, markers: bool) -
         return [f"You will want {listed}.", f"Then {step}."]
     ending = " causes trouble" if question.kind == "avoid" else ""
     if markers:
-        sentences = [f"{word}, {point}{ending}." for word, point in zip(("First", "Second", "Third"), chosen, strict=False)]
+        sentences = [
+            f"{word}, {point}{ending}." for word, point in zip(("First", "Second", "Third"), chosen, strict=False)
+        ]
     else:
         sentences = [f"{capitalise(point)}{ending}." for point in chosen]
     return [*sentences, f"Instead, {step}." if question.kind == "avoid" else f"A good start is to {step}."]

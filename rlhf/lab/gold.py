@@ -21,7 +21,7 @@ WEIGHTS = {
     "ended": 0.5,  # the last sentence is finished
     "repetition": -0.75,  # each, at most three
     "filler": -0.4,  # each sentence that says nothing on the topic, at most four
-    "foreign": -0.75,  # each mention of another object, fact of another activity or condition not asked for, at most three
+    "foreign": -0.75,  # each other object, fact of another activity, condition not asked for; at most three
 }
 _AT_MOST = {"repetition": 3, "filler": 4, "foreign": 3}
 _OBJECT = "@"

@@ -15,7 +15,9 @@ class Rouge(evaluate.Metric):
             description=__doc__ or "ROUGE",
             citation="Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries",
             inputs_description="predictions and references: equally long lists of strings",
-            features=datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
         )
 
     def _compute(self, predictions, references):

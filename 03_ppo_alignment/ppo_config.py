@@ -1,0 +1,156 @@
+"""The settings of PPO, each with the reason for its value, and the trainer that TRL makes of them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pandas as pd
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from rlhf import models, outputs
+from rlhf.profiles import Profile
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """What PPO is run with. The comments say why each value is what it is."""
+
+    # One update is one batch of answers. The proxy flattens after some twenty; more mostly buys KL, not quality.
+    updates: int = 24
+    # Answers per update: the advantage is whitened over them, so a small batch makes a noisy sign.
+    batch_size: int = 64
+    # Two optimiser steps per pass over the batch: the second is off-policy, which the clipping is there for.
+    mini_batches: int = 2
+    # Passes over each batch: answers cost more than gradients, so each is used twice.
+    epochs: int = 2
+    # Constant after the warm-up; ten times below fine-tuning, because the target moves with the policy.
+    learning_rate: float = 1.5e-4
+    # The value head starts with no idea of the returns; let it learn some before the policy moves at full speed.
+    warmup_updates: int = 5
+    # Price of one nat of KL from the SFT policy in units of reward: the reward model is only right near its data.
+    kl_coef: float = 0.1
+    # Range of the probability ratio that still earns (Schulman et al. 2017); the value function's is the same.
+    clip: float = 0.2
+    value_clip: float = 0.2
+    # The value loss is larger than the policy loss and has its own network: a small weight is enough.
+    value_coef: float = 0.1
+    # Answers are short and the reward comes at the end, so nothing is discounted.
+    gamma: float = 1.0
+    # Generalised advantage estimation (Schulman et al. 2016): nearly Monte Carlo, with less variance.
+    lam: float = 0.95
+    # Subtracted from the score of an answer that did not end: stopping must pay.
+    missing_eos_penalty: float = 1.0
+
+
+_SETTINGS = {
+    "smoke": PPOSettings(updates=3, batch_size=8, warmup_updates=1),
+    "lab": PPOSettings(),
+    # Published: 101 updates of 16 prompts at 1.41e-5, adaptive KL from 0.2. Twice the batch for half the noise.
+    "gpt2": PPOSettings(updates=100, batch_size=32, learning_rate=1.41e-5, warmup_updates=10, kl_coef=0.05),
+}
+_SETTINGS["larger"] = replace(_SETTINGS["gpt2"], learning_rate=1e-5)
+
+
+def get_settings(profile: Profile) -> PPOSettings:
+    settings = _SETTINGS[profile.name]
+    return replace(settings, updates=min(settings.updates, profile.max_steps or settings.updates))
+
+
+def make_trainer(profile: Profile, policy, reference, reward_model, value_model, tokenizer, prompts) -> PPOTrainer:
+    """TRL's PPOTrainer with the profile's settings; it records what it generates in `trainer.rollouts`.
+
+    Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, and for models that are
+    the same object, with which the reward would drift with the value function.
+    """
+    settings = get_settings(profile)
+    if len(prompts) < settings.batch_size:
+        raise ValueError(
+            f"{len(prompts)} prompts are fewer than a batch of {settings.batch_size}; give more data or lower "
+            f"batch_size in 03_ppo_alignment/ppo_config.py."
+        )
+    if len({id(model) for model in (policy, reference, reward_model, value_model)}) < 4:
+        raise ValueError("policy, reference, reward model and value model must be four separate models.")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / "ppo")
+    tokenizer.padding_side = "left"  # a decoder continues from the last position, which must be the prompt's
+    config = PPOConfig(
+        output_dir=str(outputs.logs_dir(profile) / "ppo"),
+        total_episodes=settings.updates * settings.batch_size,
+        per_device_train_batch_size=settings.batch_size,
+        # Above 1, TRL 1.12 takes half of the optimiser steps and logs zeros for the others.
+        gradient_accumulation_steps=1,
+        num_mini_batches=settings.mini_batches,
+        num_ppo_epochs=settings.epochs,
+        local_rollout_forward_batch_size=settings.batch_size,
+        response_length=profile.decoding.max_new_tokens,
+        temperature=profile.decoding.temperature,
+        stop_token="eos",
+        missing_eos_penalty=settings.missing_eos_penalty,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=min(settings.warmup_updates, settings.updates // 2),
+        kl_coef=settings.kl_coef,
+        cliprange=settings.clip,
+        cliprange_value=settings.value_clip,
+        vf_coef=settings.value_coef,
+        gamma=settings.gamma,
+        lam=settings.lam,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to=["tensorboard"],
+        bf16=False,  # TRL 1.12 ignores it on transformers 5
+        use_cpu=models.device().type == "cpu",
+        seed=profile.seed,
+    )
+    trainer = PPOTrainer(
+        args=config,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=reference,
+        reward_model=reward_model,
+        value_model=value_model,
+        train_dataset=prompts,
+    )
+    trainer.rollouts = record_rollouts(policy, tokenizer)
+    return trainer
+
+
+def record_rollouts(policy, tokenizer) -> list[dict[str, float]]:
+    """Wrap policy.generate so that each batch adds its mean answer length and share of answers that ended.
+
+    TRL logs neither. Returns the list that fills while training.
+    """
+    rollouts: list[dict[str, float]] = []
+    generate: Callable = policy.generate
+
+    def recording_generate(*args, input_ids, **kwargs):
+        generated = generate(*args, input_ids=input_ids, **kwargs)
+        answers = generated.sequences[:, input_ids.shape[1] :]
+        ended = (answers == tokenizer.eos_token_id).any(dim=1)
+        lengths = (answers != tokenizer.pad_token_id).sum(dim=1)
+        rollouts.append({"response_length": lengths.float().mean().item(), "stop_rate": ended.float().mean().item()})
+        return generated
+
+    policy.generate = recording_generate
+    return rollouts
+
+
+def training_curve(trainer: PPOTrainer) -> pd.DataFrame:
+    """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate."""
+    names = {
+        "episode": "episode",
+        "objective/scores": "reward",
+        "objective/kl": "kl",
+        "objective/rlhf_reward": "reward_minus_kl",
+        "policy/entropy_avg": "entropy",
+        "loss/policy_avg": "policy_loss",
+        "loss/value_avg": "value_loss",
+        "policy/clipfrac_avg": "clip_fraction",
+        "policy/approxkl_avg": "approx_kl",
+        "lr": "learning_rate",
+    }
+    logged = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
+    rows = [
+        {name: entry[key] for key, name in names.items()} | rollout
+        for entry, rollout in zip(logged, trainer.rollouts, strict=True)
+    ]
+    return pd.DataFrame(rows)

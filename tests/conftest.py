@@ -1,0 +1,146 @@
+"""What the tests share: a small tokenizer and models, the smoke profile with its outputs in a temporary folder."""
+
+import copy
+import dataclasses
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from rlhf import models, outputs
+from rlhf.lab import base_model, corpus
+from rlhf.profiles import Profile, load_profile
+
+CONTEXT = 128
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch):
+    """A run's settings in the environment must not change what the tests see."""
+    for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "OUTPUTS"):
+        monkeypatch.delenv(f"RLHF_{name}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """More threads than idle cores make small models many times slower, and the order of sums would vary."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch) -> Profile:
+    """The smoke profile; its outputs go to a temporary folder, which is empty at first."""
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
+    return load_profile("smoke")
+
+
+@pytest.fixture(scope="session")
+def base_checkpoint(tmp_path_factory) -> Path:
+    """checkpoints/smoke/base, made once; `profile_with_base` gives each test a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_OUTPUTS", str(tmp_path_factory.mktemp("base") / "outputs"))
+        profile = load_profile("smoke")
+        models.prepare_base(profile)
+        return outputs.checkpoint_path(profile, "base")
+
+
+@pytest.fixture
+def profile_with_base(profile, base_checkpoint) -> Profile:
+    """The smoke profile after the first notebook's pretraining: 2 layers of width 32."""
+    shutil.copytree(base_checkpoint, outputs.checkpoint_path(profile, "base"))
+    return profile
+
+
+@pytest.fixture
+def profile_with_sft(profile_with_base) -> Profile:
+    """The same after stage 1, its full fine-tuned policy being the base."""
+    shutil.copytree(
+        outputs.checkpoint_path(profile_with_base, "base"), outputs.checkpoint_path(profile_with_base, "sft_full_final")
+    )
+    return profile_with_base
+
+
+@pytest.fixture(scope="session")
+def shared_tokenizer():
+    return base_model.train_tokenizer(corpus.documents(300, seed=0), vocabulary=600, context=CONTEXT)
+
+
+@pytest.fixture
+def tokenizer(shared_tokenizer):
+    """A byte-level BPE with pad other than EOS; a copy of its own for each test."""
+    return copy.deepcopy(shared_tokenizer)
+
+
+def tiny_config(tokenizer, **settings) -> GPT2Config:
+    """2 layers of width 32. Weights are drawn wide, so that what comes out depends on what goes in."""
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "n_positions": CONTEXT,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "initializer_range": 0.3,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return GPT2Config(**defaults | settings)
+
+
+@pytest.fixture
+def policy(tokenizer) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(tiny_config(tokenizer)).eval()
+
+
+@pytest.fixture
+def reward_model(tokenizer) -> GPT2ForSequenceClassification:
+    torch.manual_seed(0)
+    return GPT2ForSequenceClassification(tiny_config(tokenizer, num_labels=1)).eval()
+
+
+@cache
+def import_stage(path: str) -> ModuleType:
+    """A stage's module by its path from the root: two folders have a prepare_data.py."""
+    spec = importlib.util.spec_from_file_location(path.removesuffix(".py").replace("/", "_"), outputs.ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def own_datasets_cache(tmp_path, monkeypatch):
+    """What the datasets library converts stays out of the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets_cache"))
+
+
+def run_python(code: str, **environment: str) -> str:
+    """The printed output of `code` in a fresh process. Fails with its traceback where it raises."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(outputs.ROOT), **environment},
+        cwd=outputs.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def with_lab(profile: Profile, **settings) -> Profile:
+    """The profile with other settings of its lab world."""
+    return dataclasses.replace(profile, lab=dataclasses.replace(profile.lab, **settings))

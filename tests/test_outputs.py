@@ -1,0 +1,212 @@
+"""Outputs: whole files or none, equal runs give equal bytes, and what is missing is named."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from rlhf import outputs
+
+
+class Part:
+    """Something with save_pretrained: a model, an adapter, a tokenizer."""
+
+    def __init__(self, name: str, text: str):
+        self.name, self.text = name, text
+
+    def save_pretrained(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / self.name).write_text(self.text)
+
+
+class FailingPart(Part):
+    def save_pretrained(self, folder):
+        super().save_pretrained(folder)
+        raise OSError("disk full")
+
+
+def contents(folder) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def figure():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().plot([1, 2, 3], [1, 4, 9])
+    return figure
+
+
+def test_outputs_go_to_a_folder_per_kind_and_profile(profile, tmp_path):
+    root = tmp_path / "outputs"
+    assert outputs.root() == root
+    assert outputs.evaluation_dir(profile) == root / "evaluation" / "smoke"
+    assert outputs.plots_dir(profile) == root / "plots" / "smoke"
+    assert outputs.logs_dir(profile) == root / "logs" / "smoke"
+    assert outputs.notebooks_dir(profile) == root / "notebooks" / "smoke"
+    assert outputs.checkpoint_path(profile, "base") == root / "checkpoints" / "smoke" / "base"
+
+
+def test_outputs_stand_in_the_repository_without_the_variable(monkeypatch):
+    monkeypatch.delenv("RLHF_OUTPUTS", raising=False)
+    assert outputs.root() == outputs.ROOT / "outputs"
+    assert (outputs.ROOT / "rlhf" / "outputs.py").is_file()
+
+
+def test_show_names_no_machine_path(profile, tmp_path):
+    assert outputs.show(outputs.ROOT / "rlhf" / "data.py") == "rlhf/data.py"
+    assert outputs.show(outputs.evaluation_dir(profile) / "a.csv") == "outputs/evaluation/smoke/a.csv"
+    assert outputs.show(tmp_path.parent / "elsewhere.csv") == "elsewhere.csv"
+
+
+def test_csv_is_read_as_it_was_written(profile):
+    frame = pd.DataFrame({"model": ["base", 'a "quoted", name'], "mean": [0.125, -3.5], "n": [300, 1]})
+    path = outputs.write_csv(profile, "rouge.csv", frame)
+    assert path == outputs.evaluation_dir(profile) / "rouge.csv"
+    pd.testing.assert_frame_equal(outputs.read_csv(profile, "rouge.csv"), frame)
+
+
+def test_equal_frames_give_equal_bytes_and_noise_in_the_last_digits_is_not_written(profile):
+    first = outputs.write_csv(profile, "a.csv", pd.DataFrame({"x": [0.1 + 0.2, 1 / 3]})).read_bytes()
+    second = outputs.write_csv(profile, "a.csv", pd.DataFrame({"x": [0.3, 1 / 3 + 1e-12]})).read_bytes()
+    assert first == second == b"x\n0.3\n0.333333\n"
+
+
+def test_json_is_read_as_it_was_written(profile):
+    content = [{"prompt": "Où?", "reference": 'a\n"b"', "prediction": "日本"}, {"n": 1.5, "none": None}]
+    path = outputs.write_json(profile, "predictions_base.json", content)
+    assert outputs.read_json(profile, "predictions_base.json") == content
+    assert "日本" in path.read_text(encoding="utf-8")
+    assert path.read_text(encoding="utf-8").endswith("]\n")
+
+
+def test_equal_figures_give_equal_bytes(profile, figure):
+    first = outputs.write_figure(profile, "a.png", figure).read_bytes()
+    assert first == outputs.write_figure(profile, "b.png", figure).read_bytes()
+    assert first.startswith(b"\x89PNG")
+
+
+def failing_writes(profile):
+    class Unprintable:
+        def __str__(self):
+            raise RuntimeError("stop")
+
+    class HalfFigure:
+        def savefig(self, path, **_):
+            path.write_bytes(b"half")
+            raise RuntimeError("stop")
+
+    return {
+        "csv": (
+            outputs.evaluation_dir(profile) / "old",
+            lambda: outputs.write_csv(profile, "old", pd.DataFrame({"x": [Unprintable()]})),
+        ),
+        "json": (outputs.evaluation_dir(profile) / "old", lambda: outputs.write_json(profile, "old", {"x": object()})),
+        "text": (
+            outputs.evaluation_dir(profile) / "old",
+            lambda: outputs.write_text(outputs.evaluation_dir(profile) / "old", "a \ud800 lone surrogate"),
+        ),
+        "figure": (outputs.plots_dir(profile) / "old", lambda: outputs.write_figure(profile, "old", HalfFigure())),
+    }
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "text", "figure"])
+def test_failing_writer_leaves_the_old_file_and_no_temporary_one(profile, kind):
+    path, write = failing_writes(profile)[kind]
+    outputs.write_text(path, "old")
+    with pytest.raises((RuntimeError, TypeError, UnicodeEncodeError)):
+        write()
+    assert contents(path.parent) == {"old": "old"}
+
+
+def test_missing_csv_or_json_is_named_with_what_to_do(profile):
+    with pytest.raises(FileNotFoundError, match=r"^outputs/evaluation/smoke/rouge\.csv is missing.*make run"):
+        outputs.read_csv(profile, "rouge.csv")
+    with pytest.raises(FileNotFoundError, match=r"^outputs/evaluation/smoke/run\.json is missing.*make run"):
+        outputs.read_json(profile, "run.json")
+
+
+def test_merge_csv_replaces_the_rows_of_the_same_key_and_keeps_the_others(profile):
+    def frame(*rows):
+        return pd.DataFrame(rows, columns=["model", "metric", "mean"])
+
+    outputs.merge_csv(profile, "rouge.csv", frame(("base", "rouge1", 0.1), ("base", "rouge2", 0.2)), "model")
+    outputs.merge_csv(profile, "rouge.csv", frame(("ppo", "rouge1", 0.5)), "model")
+    outputs.merge_csv(profile, "rouge.csv", frame(("base", "rouge1", 0.3)), "model")
+    expected = frame(("ppo", "rouge1", 0.5), ("base", "rouge1", 0.3))
+    pd.testing.assert_frame_equal(outputs.read_csv(profile, "rouge.csv"), expected)
+
+
+def test_merging_the_same_rows_twice_gives_the_same_bytes(profile):
+    rows = pd.DataFrame({"model": ["base", "base"], "mean": [1 / 3, 2 / 3]})
+    first = outputs.merge_csv(profile, "rouge.csv", rows, "model").read_bytes()
+    assert outputs.merge_csv(profile, "rouge.csv", rows, "model").read_bytes() == first
+
+
+def test_run_json_is_merged_entry_by_entry(profile):
+    outputs.update_run(profile, seed=0, seconds={"first": 1.5}, device="cpu")
+    outputs.update_run(profile, seconds={"second": 2.5}, device="cuda")
+    outputs.update_run(profile, seconds={"first": 9.0})
+    expected = {"seed": 0, "seconds": {"first": 9.0, "second": 2.5}, "device": "cuda"}
+    assert outputs.read_json(profile, "run.json") == expected
+
+
+def test_checkpoint_holds_every_part(profile):
+    path = outputs.save_checkpoint(profile, "base", Part("model", "m"), Part("tokenizer", "t"))
+    assert path == outputs.checkpoint_path(profile, "base") == outputs.require_checkpoint(profile, "base")
+    assert contents(path) == {"model": "m", "tokenizer": "t"}
+
+
+def test_checkpoint_is_replaced_as_a_whole(profile):
+    outputs.save_checkpoint(profile, "base", Part("model", "old"), Part("only_in_the_old", "x"))
+    path = outputs.save_checkpoint(profile, "base", Part("model", "new"))
+    assert contents(path) == {"model": "new"}
+    assert [folder.name for folder in path.parent.iterdir()] == ["base"]
+
+
+def test_old_checkpoint_is_kept_if_saving_fails_and_the_next_save_is_clean(profile):
+    path = outputs.save_checkpoint(profile, "base", Part("model", "old"))
+    with pytest.raises(OSError, match="disk full"):
+        outputs.save_checkpoint(profile, "base", Part("leftover", "x"), FailingPart("model", "half"))
+    assert contents(path) == {"model": "old"}
+    outputs.save_checkpoint(profile, "base", Part("model", "new"))
+    assert contents(path) == {"model": "new"}
+
+
+def test_first_save_that_fails_leaves_no_checkpoint(profile):
+    with pytest.raises(OSError, match="disk full"):
+        outputs.save_checkpoint(profile, "base", FailingPart("model", "half"))
+    with pytest.raises(FileNotFoundError):
+        outputs.require_checkpoint(profile, "base")
+
+
+@pytest.mark.parametrize("name", outputs.MADE_BY)
+def test_missing_checkpoint_names_the_notebook_that_makes_it(profile, name):
+    with pytest.raises(FileNotFoundError) as caught:
+        outputs.require_checkpoint(profile, name)
+    message = str(caught.value)
+    assert message.startswith(
+        f"checkpoint outputs/checkpoints/smoke/{name} is missing; run {outputs.MADE_BY[name]} first"
+    )
+    assert (outputs.ROOT / outputs.MADE_BY[name]).parent.is_dir()
+
+
+@pytest.mark.parametrize("blocked", ["", "evaluation", "plots/smoke", "logs", "checkpoints"])
+def test_outputs_that_cannot_be_written_are_named(profile, blocked):
+    path = outputs.root() / blocked
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a file where a folder should be")  # root may write to any folder, whatever its permissions
+    with pytest.raises(PermissionError, match=rf"{path}.*RLHF_OUTPUTS"):
+        outputs.check_writable(profile)
+
+
+def test_check_of_writable_outputs_leaves_no_file(profile):
+    outputs.check_writable(profile)
+    assert [path for path in outputs.root().rglob("*") if path.is_file()] == []
+
+
+def test_run_json_is_valid_json_after_each_update(profile):
+    for step in range(3):
+        path = outputs.update_run(profile, versions={f"package{step}": "1.0"})
+        assert len(json.loads(path.read_text())["versions"]) == step + 1

@@ -1,0 +1,66 @@
+"""The files around the code: pinned requirements, the command of CI, no trace of where they were written."""
+
+import os
+import re
+import subprocess
+import tomllib
+
+import pytest
+from render_notebooks import machine_paths
+
+from rlhf.outputs import ROOT
+
+# Hosts of package registries: a mirror must work without a change here. In halves, so as not to find itself.
+FORBIDDEN = [first + second for first, second in [("pypi", ".org"), ("pythonhosted", ".org"), ("npmjs", ".")]]
+TEXT = {".py", ".md", ".toml", ".txt", ".csv", ".json", ".ipynb", ".yml", ".yaml", ""}
+
+
+def project_files() -> list:
+    """The files that git tracks or would track."""
+    command = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name]
+    return [path for path in files if path.is_file() and path.suffix in TEXT]
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    lines = [line for line in lines if line and not line.startswith("-")]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git repository, so the project's files can't be told from others")
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in project_files()}
+
+
+def test_files_hold_no_machine_path(texts):
+    assert {name: found for name, text in texts.items() if (found := machine_paths(text))} == {}
+
+
+def test_files_name_no_package_registry(texts):
+    assert [(name, word) for name, text in texts.items() for word in FORBIDDEN if word in text] == []
+
+
+def test_requirements_and_constraints_are_pinned_and_disjoint():
+    direct, transitive = pins("requirements.txt"), pins("constraints.txt")
+    assert direct.keys() & transitive.keys() == set()
+    assert {"torch", "transformers", "trl", "peft"} <= direct.keys()
+    lines = (ROOT / "requirements.txt").read_text().split("\n")
+    assert lines[0] == "-c constraints.txt"
+    assert "-e ." in lines
+
+
+def test_ci_runs_the_tests_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+def test_style_is_configured():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert config["tool"]["ruff"]["line-length"] == 110
+    assert {"E", "F", "I", "B", "UP", "SIM", "N"} <= set(config["tool"]["ruff"]["lint"]["select"])

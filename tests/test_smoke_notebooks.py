@@ -1,0 +1,124 @@
+"""Every notebook runs to its end at the smoke profile and writes what others read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_notebooks import find_notebooks, name_of
+
+from rlhf import outputs
+
+# What each notebook must leave behind: a kind of output and a name in the profile's folder of it.
+WRITES = {
+    "01_supervised_finetuning/1_data_prep_and_baseline": [
+        "checkpoints/base",
+        "evaluation/data_splits.csv",
+        "evaluation/token_lengths.csv",
+        "plots/token_lengths.png",
+    ],
+    "01_supervised_finetuning/2_finetune_qlora": [
+        "checkpoints/sft_qlora_final",
+        "evaluation/finetune_cost.json",
+        "plots/finetune_cost.png",
+        "plots/sft_loss_qlora.png",
+        "logs/sft_qlora",
+    ],
+    "01_supervised_finetuning/3_experiment_eos": ["evaluation/eos.csv", "evaluation/eos_lengths.csv", "plots/eos.png"],
+    "01_supervised_finetuning/4_finetune_full": [
+        "checkpoints/sft_full_final",
+        "evaluation/learning_rates.csv",
+        "evaluation/sft_loss.csv",
+        "evaluation/predictions_base.json",
+        "evaluation/predictions_sft_full.json",
+        "evaluation/predictions_sft_qlora.json",
+        "plots/learning_rates.png",
+        "plots/sft_loss.png",
+        "plots/sft_rouge.png",
+        "plots/sft_stop_rate.png",
+        "logs/sft_full",
+    ],
+    "02_reward_modeling/1_preference_data": [
+        "evaluation/error_kinds.csv",
+        "evaluation/length_difference.csv",
+        "plots/error_kinds.png",
+        "plots/length_difference.png",
+    ],
+    "02_reward_modeling/2_train_reward_model": [
+        "checkpoints/reward_model_final",
+        "evaluation/reward_model.csv",
+        "evaluation/reward_curve.csv",
+        "evaluation/reward_slices.csv",
+        "evaluation/reward_margins.csv",
+        "evaluation/reward_calibration.csv",
+        "plots/reward_curve.png",
+        "plots/reward_slices.png",
+        "plots/reward_margins.png",
+        "plots/reward_calibration.png",
+        "logs/reward_model",
+    ],
+    "03_ppo_alignment/1_ppo_alignment": [
+        "checkpoints/ppo_aligned_final",
+        "evaluation/ppo_curve.csv",
+        "plots/ppo_curve.png",
+        "logs/ppo",
+    ],
+    "03_ppo_alignment/3_evaluation": [
+        "evaluation/rouge.csv",
+        "evaluation/behaviour.csv",
+        "evaluation/reward.csv",
+        "evaluation/gold.csv",
+        "evaluation/kl.csv",
+        "evaluation/paired.csv",
+        "evaluation/predictions_ppo.json",
+        "evaluation/run.json",
+        "plots/paired.png",
+        "plots/gold_parts.png",
+        "plots/reward_against_gold.png",
+        "plots/rouge_published.png",
+    ],
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """The outputs of one run of all notebooks at the smoke profile."""
+    folder = tmp_path_factory.mktemp("smoke") / "outputs"
+    dropped = {"FORCE", "RLHF_MODEL", "RLHF_DATASET", "RLHF_MAX_STEPS", "RLHF_SEED"}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {"RLHF_PROFILE": "smoke", "RLHF_OUTPUTS": str(folder)}
+    runner = outputs.ROOT / "scripts" / "run_notebooks.py"
+    done = subprocess.run(
+        [sys.executable, runner], cwd=outputs.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    text = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, f"the smoke run stopped:\n{text[-6000:]}"
+    print(text)
+    return folder
+
+
+def place(folder: Path, name: str) -> Path:
+    kind, rest = name.split("/", 1)
+    return folder / kind / "smoke" / rest
+
+
+def test_every_notebook_says_here_what_it_writes():
+    assert list(WRITES) == [name_of(path) for path in find_notebooks(outputs.ROOT)]
+
+
+@pytest.mark.parametrize("notebook", WRITES)
+def test_notebook_finishes_and_writes_its_files(smoke, notebook):
+    copy = place(smoke, f"notebooks/{notebook}.ipynb")
+    assert copy.exists(), f"no executed copy of {notebook}"
+    assert [name for name in WRITES[notebook] if not place(smoke, name).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["rouge.csv", "reward.csv", "gold.csv"])
+def test_tables_of_the_evaluation_have_the_promised_columns(smoke, name):
+    table = pd.read_csv(place(smoke, f"evaluation/{name}"))
+    assert list(table.columns) == ["model", "metric", "mean", "ci_low", "ci_high", "n"]
+    assert set(table["model"]) == {"base", "sft_full", "sft_qlora", "ppo"}
+    assert table["mean"].between(table["ci_low"], table["ci_high"]).all()
