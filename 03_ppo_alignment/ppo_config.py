@@ -1,7 +1,8 @@
 """The settings of PPO, each with the reason for its value, and the trainer that TRL makes of them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -56,7 +57,38 @@ def get_settings(profile: Profile) -> PPOSettings:
     return replace(settings, updates=min(settings.updates, profile.max_steps or settings.updates))
 
 
-def make_trainer(profile: Profile, policy, reference, reward_model, value_model, tokenizer, prompts) -> PPOTrainer:
+@contextmanager
+def record_rollouts(policy, tokenizer) -> Iterator[list[dict[str, float]]]:
+    """While open, each batch that `policy` generates adds its response_length (tokens) and stop_rate to the list."""
+    rollouts: list[dict[str, float]] = []
+    generate = policy.generate
+
+    def recording_generate(*args, input_ids, **kwargs):
+        generated = generate(*args, input_ids=input_ids, **kwargs)
+        answers = generated.sequences[:, input_ids.shape[1] :]
+        ended = (answers == tokenizer.eos_token_id).any(dim=1)
+        lengths = (answers != tokenizer.pad_token_id).sum(dim=1)
+        rollouts.append({"response_length": lengths.float().mean().item(), "stop_rate": ended.float().mean().item()})
+        return generated
+
+    policy.generate = recording_generate
+    try:
+        yield rollouts
+    finally:
+        del policy.generate  # the method of the class shows again
+
+
+class RecordingPPOTrainer(PPOTrainer):
+    """TRL's trainer, which also records each rollout's mean answer length and share of answers that ended."""
+
+    def train(self) -> None:
+        with record_rollouts(self.policy_model, self.processing_class) as self.rollouts:
+            super().train()
+
+
+def make_trainer(
+    profile: Profile, policy, reference, reward_model, value_model, tokenizer, prompts
+) -> RecordingPPOTrainer:
     """TRL's PPOTrainer with the profile's settings; it records what it generates in `trainer.rollouts`.
 
     Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, and for models that are
@@ -101,7 +133,7 @@ def make_trainer(profile: Profile, policy, reference, reward_model, value_model,
         use_cpu=models.device().type == "cpu",
         seed=profile.seed,
     )
-    trainer = PPOTrainer(
+    return RecordingPPOTrainer(
         args=config,
         processing_class=tokenizer,
         model=policy,
@@ -110,38 +142,19 @@ def make_trainer(profile: Profile, policy, reference, reward_model, value_model,
         value_model=value_model,
         train_dataset=prompts,
     )
-    trainer.rollouts = record_rollouts(policy, tokenizer)
-    return trainer
 
 
-def record_rollouts(policy, tokenizer) -> list[dict[str, float]]:
-    """Wrap policy.generate so that each batch adds its mean answer length and share of answers that ended.
+def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
+    """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate.
 
-    TRL logs neither. Returns the list that fills while training.
+    kl is in nats per answer, entropy in nats per token. The entropy is the mean surprise of the sampled tokens: TRL's
+    own average (policy/entropy_avg) counts padding as if it were answer.
     """
-    rollouts: list[dict[str, float]] = []
-    generate: Callable = policy.generate
-
-    def recording_generate(*args, input_ids, **kwargs):
-        generated = generate(*args, input_ids=input_ids, **kwargs)
-        answers = generated.sequences[:, input_ids.shape[1] :]
-        ended = (answers == tokenizer.eos_token_id).any(dim=1)
-        lengths = (answers != tokenizer.pad_token_id).sum(dim=1)
-        rollouts.append({"response_length": lengths.float().mean().item(), "stop_rate": ended.float().mean().item()})
-        return generated
-
-    policy.generate = recording_generate
-    return rollouts
-
-
-def training_curve(trainer: PPOTrainer) -> pd.DataFrame:
-    """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate."""
     names = {
         "episode": "episode",
         "objective/scores": "reward",
         "objective/kl": "kl",
         "objective/rlhf_reward": "reward_minus_kl",
-        "policy/entropy_avg": "entropy",
         "loss/policy_avg": "policy_loss",
         "loss/value_avg": "value_loss",
         "policy/clipfrac_avg": "clip_fraction",
@@ -150,7 +163,9 @@ def training_curve(trainer: PPOTrainer) -> pd.DataFrame:
     }
     logged = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
     rows = [
-        {name: entry[key] for key, name in names.items()} | rollout
+        {name: entry[key] for key, name in names.items()}
+        | {"entropy": entry["objective/entropy"] / rollout["response_length"]}
+        | rollout
         for entry, rollout in zip(logged, trainer.rollouts, strict=True)
     ]
     return pd.DataFrame(rows)

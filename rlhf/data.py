@@ -60,7 +60,8 @@ def _load_rows(name: str) -> Dataset:
             loaded = datasets.load_from_disk(name)
         elif path.is_file():
             kind = {".jsonl": "json", ".tsv": "csv"}.get(path.suffix, path.suffix.lstrip("."))
-            loaded = datasets.load_dataset(kind, data_files=str(path))
+            options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+            loaded = datasets.load_dataset(kind, data_files=str(path), **options)
         else:
             loaded = datasets.load_dataset(name)
     except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:

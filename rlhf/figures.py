@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 from PIL import Image
 
 from rlhf.lab.gold import WEIGHTS
@@ -41,7 +41,7 @@ SERIES = {
     "rejected": (PURPLE, "D", "rejected"),
     "eos": (GREEN, "o", "EOS"),
     "none": (PURPLE, "s", "no EOS"),
-    "pad_is_eos": (BLACK, "D", "pad = EOS"),
+    "pad_is_eos": (ORANGE, "D", "pad = EOS"),
 }
 SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, BLACK, ORANGE), "PXdp"
 METRICS = {
@@ -50,6 +50,7 @@ METRICS = {
     "rougeL": "ROUGE-L",
     "gold": "gold score",
     "kl": "KL (nats per answer)",
+    "win_rate_vs_sft": "win rate against SFT",
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
 }
@@ -88,27 +89,30 @@ class NotebookFigure(Figure):
         return buffer.getvalue()
 
     def savefig(self, target, **kwargs) -> None:
-        """Save as matplotlib does, but a PNG with a palette of 64 colours: a third of the bytes, so that git
-        and the rendered notebooks stay small."""
+        """Save as matplotlib does, but a PNG with a palette: a third of the bytes, and no colour visibly changed."""
         if kwargs.get("format") != "png":
             super().savefig(target, **kwargs)
             return
         buffer = io.BytesIO()
         super().savefig(buffer, **kwargs)
         image = Image.open(buffer).convert("RGB")
-        image.quantize(64, dither=Image.Dither.NONE).save(target, format="png", optimize=True)
+        image = image.quantize(128, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        image.save(target, format="png", optimize=True)
 
 
 def _styled(draw):
     """Draw in this module's style, whatever matplotlib is set to.
 
-    The layout is fixed at the end: matplotlib would move the axes a little each time that the figure is saved.
+    Ticks and layout are fixed at the end: matplotlib would choose them anew each time that the figure is saved.
     """
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
         with matplotlib.style.context(["default", STYLE]):
             figure = draw(*args, **kwargs)
+            for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+                if isinstance(axis.get_major_locator(), AutoLocator):
+                    _ticks(axis, 7)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
         return figure
@@ -130,10 +134,15 @@ def _check(name: str, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 def _figure(title: str, height: float, rows: int = 1, columns: int = 1, **kwargs):
     """A figure with its title and an array of axes, (rows * columns,)."""
+    figure = _empty_figure(title, height)
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
+
+
+def _empty_figure(title: str, height: float) -> NotebookFigure:
     figure = NotebookFigure(figsize=(WIDTH, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     figure.suptitle(textwrap.fill(title, 78), x=0.015, ha="left")
-    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
+    return figure
 
 
 def _label(axes, x: str, y: str, title: str = "") -> None:
@@ -146,7 +155,7 @@ def _legend(figure, handles: list | None = None, columns: int = 5) -> None:
     if handles is None:
         found = [axes.get_legend_handles_labels() for axes in figure.axes]
         handles = list({label: handle for pair in found for handle, label in zip(*pair, strict=True)}.values())
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", borderaxespad=0.2, ncols=min(columns, len(handles)))
 
 
 def _series(names) -> dict[str, dict]:
@@ -161,8 +170,10 @@ def _series(names) -> dict[str, dict]:
     return {name: dict(zip(keys, values, strict=True)) for name, values in found.items()}
 
 
-def _words(name) -> str:
-    return METRICS.get(name, str(name).replace("_", " "))
+def _words(name: str) -> str:
+    """What a reader calls a metric, an error or a run; `_sample` marks a metric of sampled answers."""
+    name, sampled, _ = name.partition("_sample")
+    return METRICS.get(name, name.replace("_", " ")) + (", sampled" if sampled else "")
 
 
 def _errors(rows: pd.DataFrame, column: str) -> np.ndarray:
@@ -190,19 +201,21 @@ def _rows_of(axes, names: list[str], label: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    _ticks(axes.xaxis, 5)
 
 
 def _bin_width(edges) -> float:
     """The widest bin on whose grid all left edges lie (Euclid's algorithm); 1 for a single edge."""
-    gaps = np.diff(np.unique(edges))
+    edges = np.unique(edges)
+    gaps = np.diff(edges)
     if not len(gaps):
         return 1.0
     width, tolerance = gaps[0], gaps.min() * 1e-3
     for gap in gaps[1:]:
         while gap > tolerance:
             width, gap = gap, width % gap
-    return float(width)
+    span = edges[-1] - edges[0]
+    return float(span / round(span / width))  # without the rounding of the single edges
 
 
 def _bins(rows: pd.DataFrame, column: str, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -213,12 +226,13 @@ def _bins(rows: pd.DataFrame, column: str, width: float) -> tuple[np.ndarray, np
     return counts, low + width * np.arange(len(counts) + 1)
 
 
-def _zero_line(axes, across: bool = True) -> None:
-    (axes.axvline if across else axes.axhline)(0, color=BLACK, linewidth=1, zorder=1.5)
+def _zero_line(axes) -> None:
+    axes.axvline(0, color=BLACK, linewidth=1, zorder=1.5)
 
 
-def _whole_numbers(axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+def _ticks(axis, count: int, integer: bool = False) -> None:
+    """At most `count` intervals between round numbers."""
+    axis.set_major_locator(MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10], integer=integer))
 
 
 # Stage 1
@@ -277,7 +291,7 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
         axes.plot(train.step, train.loss, color=style["color"], linewidth=1, alpha=0.6)
         axes.plot(validation.step, validation.loss, linewidth=2.4, **style)
     _label(axes, "optimiser steps", "loss (nats per token)")
-    _whole_numbers(axes)
+    _ticks(axes.xaxis, 6, integer=True)
     _legend(figure)
     return figure
 
@@ -286,13 +300,13 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
 def cost_bars(frame: pd.DataFrame) -> Figure:
     """What each method costs.
 
-    Columns: method, trainable_parameters, weight_megabytes, peak_megabytes, seconds_per_step.
+    Columns: method, trainable_parameters, weight_megabytes, memory_megabytes, seconds_per_step.
     """
     panels = {
         "trainable_parameters": ("trainable parameters", "parameters"),
-        "weight_megabytes": ("weights in memory", "megabytes"),
-        "peak_megabytes": ("peak memory", "megabytes"),
-        "seconds_per_step": ("time of a step", "seconds"),
+        "weight_megabytes": ("weights", "megabytes"),
+        "memory_megabytes": ("weights, gradients, optimiser", "megabytes"),
+        "seconds_per_step": ("time per step", "seconds"),
     }
     _check("cost_bars", frame, ["method", *panels])
     figure, grid = _figure("Cost of a method: size, memory and time", 5, 2, 2)
@@ -304,7 +318,7 @@ def cost_bars(frame: pd.DataFrame) -> Figure:
         bars = axes.bar(labels, rows[column].fillna(0), color=colours, width=0.6)
         axes.bar_label(bars, [_compact(value) for value in rows[column]], padding=2)
         axes.yaxis.set_major_formatter(lambda value, _: _compact(value))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        _ticks(axes.yaxis, 4)
         axes.margins(y=0.18)
         _label(axes, "method", unit, title)
     return figure
@@ -331,22 +345,33 @@ def stop_and_length(stops: pd.DataFrame, lengths: pd.DataFrame) -> Figure:
     _check("stop_and_length", lengths, ["ending", "tokens", "count"])
     stops = _check("stop_and_length", stops[stops.metric == "stop_rate"], ["ending"]).set_index("ending")
     series = _series([*stops.index, *lengths.ending])
-    figure, (left, right) = _figure("Answers by the ending of the training examples", 3.7, 1, 2)
+    figure = _empty_figure("Answers by the ending of the training examples", 4.4)
+    left, right = figure.subfigures(1, 2)
+    _stop_rates(left.subplots(), stops, series)
+    width, limit = _bin_width(lengths.tokens), lengths.tokens.max()
+    panels = right.subplots(len(series), sharex=True, squeeze=False).ravel()
+    for axes, (name, style) in zip(panels, series.items(), strict=True):
+        rows = lengths[lengths.ending == name]
+        if len(rows):
+            axes.stairs(*_bins(rows, "tokens", width), fill=True, color=style["color"])
+        _ticks(axes.yaxis, 3, integer=True)
+        _label(axes, "", "answers", f"length, {style['label']}")
+    panels[0].set_xlim(0, limit + width)
+    panels[-1].set_xlabel("tokens (last bin: stopped by the limit)")
+    return figure
+
+
+def _stop_rates(axes, stops: pd.DataFrame, series: dict[str, dict]) -> None:
     for i, (name, style) in enumerate(series.items()):
         if name in stops.index:
-            left.bar(i, stops.loc[name, "mean"], color=style["color"], width=0.6)
-            _points(left, [i], stops.loc[[name]], color="#000000", elinewidth=1.6)
-    left.set_xticks(range(len(series)), [style["label"] for style in series.values()])
-    left.set_ylim(0, 1.05)
-    _label(left, "ending of the training examples", "share of answers", "stopped by themselves")
-    width = _bin_width(lengths.tokens)
-    for name in [name for name in series if name in set(lengths.ending)]:
-        counts, edges = _bins(lengths[lengths.ending == name], "tokens", width)
-        right.stairs(counts, edges, color=series[name]["color"], label=series[name]["label"], linewidth=1.8)
-    right.set_yscale("log")
-    _label(right, "tokens (last bin: stopped by the limit)", "answers (log scale)", "length")
-    _legend(figure)
-    return figure
+            row = stops.loc[[name]]
+            axes.bar(i, row["mean"], color=style["color"], width=0.6)
+            _points(axes, [i], row, color=BLACK, elinewidth=1.6)
+            axes.text(i, row.ci_high.iloc[0] + 0.02, f"{row['mean'].iloc[0]:.3f}", ha="center")
+    axes.set_xticks(range(len(series)), [style["label"] for style in series.values()])
+    axes.set_ylim(0, 1.12)
+    axes.set_yticks(np.arange(0, 1.01, 0.2))
+    _label(axes, "ending of the examples", "share of answers", "stopped by themselves")
 
 
 # Comparison of models
@@ -411,21 +436,31 @@ def paired(frame: pd.DataFrame) -> Figure:
     metrics = list(dict.fromkeys(frame.metric))
     columns = min(len(metrics), 3)
     rows = math.ceil(len(metrics) / columns)
-    height = 1 + rows * (0.9 + 0.3 * len(pairs))
+    height = 1 + rows * (0.95 + 0.38 * len(pairs))
     title = "Difference between two models on the same prompts (95 % intervals)"
     figure, grid = _figure(title, height, rows, columns, sharey=True)
     for i, (axes, metric) in enumerate(zip(grid, metrics, strict=False)):
         _zero_line(axes)
+        axes.margins(x=0.2)
         here = frame[frame.metric == metric].set_index(["model", "against"])
         for place, pair in enumerate(pairs):
             if pair in here.index:
-                _points(axes, [place], here.loc[[pair]], "difference", True, **series[pair[0]])
+                row = here.loc[[pair]]
+                _points(axes, [place], row, "difference", True, **series[pair[0]])
+                _write_above(axes, row.difference.iloc[0], place)
         _rows_of(axes, names, "" if i % columns else "models")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
-        _label(axes, "difference", axes.get_ylabel(), f"{_words(metric)}, n = {_range(here.n)}")
+        _ticks(axes.xaxis, 4 if columns < 3 else 3)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.6g}".replace("-", "−"))
+        _label(axes, f"difference (n = {_range(here.n)})", axes.get_ylabel(), _words(metric))
     for axes in grid[len(metrics) :]:
         axes.remove()
     return figure
+
+
+def _write_above(axes, value: float, place: float) -> None:
+    text = f"{value:+.3g}".replace("-", "−")
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the zero line
+    axes.annotate(text, (value, place), xytext=(0, 7), textcoords="offset points", ha="center", bbox=ground)
 
 
 def _range(counts: pd.Series) -> str:
@@ -469,9 +504,9 @@ def reward_against_gold(frame: pd.DataFrame) -> Figure:
     for name, style in series.items():
         rows = frame[frame.model == name]
         (x, *x_ends), (y, *y_ends) = bootstrap_interval(rows.gold), bootstrap_interval(rows.reward)
-        cross = {"capsize": 4, "elinewidth": 2.2, "markersize": 7, "markeredgecolor": "white"}
         errors = {"xerr": np.abs([[end - x] for end in x_ends]), "yerr": np.abs([[end - y] for end in y_ends])}
-        axes.errorbar(x, y, **errors, **cross, **style, zorder=4)
+        axes.errorbar(x, y, **errors, color="white", elinewidth=6, zorder=3)  # sets the cross off from the points
+        axes.errorbar(x, y, **errors, **style, elinewidth=2.6, markersize=4, zorder=4)
     _label(axes, "gold score (points)", "reward (logit)")
     _legend(figure)
     return figure
@@ -497,7 +532,9 @@ def error_kinds(frame: pd.DataFrame) -> Figure:
         _rows_of(axes, [_words(error) for error in rows.error], "" if axes is not grid[0] else "kind of error")
         axes.tick_params(axis="y", length=0)
         _label(axes, unit, axes.get_ylabel(), name)
-        if column != "share":
+        if column == "share":
+            _ticks(axes.xaxis, 3)
+        else:
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.5, 1])
             axes.axvline(0.5, color=BLACK, linestyle="--", linewidth=1)
@@ -539,7 +576,7 @@ def reward_curve(frame: pd.DataFrame) -> Figure:
             if len(rows):
                 axes.plot(rows.step, rows[column], **style)
         _label(axes, "optimiser steps", label)
-        _whole_numbers(axes)
+        _ticks(axes.xaxis, 6, integer=True)
     _legend(figure)
     return figure
 
@@ -577,7 +614,7 @@ def accuracy_slices(frame: pd.DataFrame, reference: float) -> Figure:
     title = "Accuracy of the reward model by slice of the pairs (95 % intervals)"
     figure, (axes,) = _figure(title, 1.5 + 0.28 * len(rows))
     axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1.4, label="chance")
-    axes.axvline(reference, color=VERMILION, linestyle="--", linewidth=1.4, label=f"all pairs ({reference:.3f})")
+    axes.axvline(reference, color=BLACK, linestyle="--", linewidth=1.4, label=f"all pairs ({reference:.3f})")
     _points(axes, np.arange(len(rows)), rows, across=True, color=BLUE, marker="o")
     names = [f"{_words(name)} (n = {n})" for name, n in zip(rows["slice"], rows.n, strict=True)]
     _rows_of(axes, names, "slice")
@@ -621,30 +658,31 @@ def ppo_curves(frame: pd.DataFrame, model: str = "ppo") -> Figure:
     stop_rate.
     """
     panels = {
-        ("reward", "reward_minus_kl"): "reward (logit)",
-        ("kl",): "KL (nats per answer)",
-        ("entropy",): "entropy (nats per token)",
-        ("value_loss",): "value loss (logit²)",
-        ("clip_fraction",): "clipped (share of tokens)",
-        ("response_length",): "answer length (tokens)",
-        ("stop_rate",): "stop rate (share of answers)",
+        ("reward", "reward_minus_kl"): ("reward", "logit"),
+        ("kl",): ("KL from the reference policy", "nats per answer"),
+        ("entropy",): ("entropy of the policy", "nats per token"),
+        ("value_loss",): ("value loss", "squared reward"),
+        ("clip_fraction",): ("clipped by the policy loss", "share of tokens"),
+        ("response_length",): ("length of an answer", "tokens"),
+        ("stop_rate",): ("stopped by themselves", "share of answers"),
     }
     _check("ppo_curves", frame, ["episode", *[column for columns in panels for column in columns]])
     frame = frame.sort_values("episode")
     means = frame.rolling(RUNNING, center=True, min_periods=1).mean(numeric_only=True)
-    colours = dict.fromkeys(frame.columns, _series([model])[model]["color"]) | {"reward_minus_kl": BLACK}
-    figure, grid = _figure(f"{_series([model])[model]['label']}: one value per update", 8.2, 4, 2, sharex=True)
-    for axes, (columns, label) in zip(grid, panels.items(), strict=False):
-        for column in columns:
-            axes.plot(frame.episode, frame[column], color=colours[column], linewidth=0.9, alpha=0.5)
-            axes.plot(frame.episode, means[column], color=colours[column], linewidth=2.2)
-        axes.set_ylabel(label)
-        _whole_numbers(axes)
-    for axes in grid[5:7]:
+    style = _series([model])[model]
+    figure, grid = _figure(f"{style['label']} over the episodes of its training", 8.6, 4, 2, sharex=True)
+    for axes, (columns, (title, unit)) in zip(grid, panels.items(), strict=False):
+        for column, colour in zip(columns, (style["color"], BLACK), strict=False):
+            axes.plot(frame.episode, frame[column], color=colour, linewidth=0.9, alpha=0.5)
+            axes.plot(frame.episode, means[column], color=colour, linewidth=2.2)
+        _label(axes, "", unit, title)
+        _ticks(axes.xaxis, 5, integer=True)
+        _ticks(axes.yaxis, 5)
+    for axes in grid[5:7]:  # the lowest of each column
         axes.set_xlabel("episodes")
         axes.tick_params(labelbottom=True)
-    grid[7].remove()
-    _legend(figure, _curve_handles(colours["reward"]), columns=4)
+    grid[7].axis("off")
+    grid[7].legend(handles=_curve_handles(style["color"]), loc="center left")
     return figure
 
 

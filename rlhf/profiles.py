@@ -232,12 +232,12 @@ _BY_NAME = {profile.name: profile for profile in (SMOKE, LAB, GPT2, LARGER)}
 PROFILES = tuple(_BY_NAME)
 
 
-def _positive_integer(variable: str) -> int | None:
+def _whole_number(variable: str, least: int) -> int | None:
     text = os.environ.get(variable, "").strip()
     if not text:
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{variable}={text!r} is not a positive whole number; set it to one or leave it unset.")
+    if not text.isdigit() or int(text) < least:
+        raise ValueError(f"{variable}={text!r} is not a whole number of at least {least}; set it to one or unset it.")
     return int(text)
 
 
@@ -267,7 +267,7 @@ def load_profile(name: str | None = None) -> Profile:
             raise ValueError(f"{variable}={value!r}: no such file or folder; give an existing path or a Hub name.")
         changes[field] = os.path.abspath(value) if os.path.exists(value) else value
     for field in ("max_steps", "seed", "threads"):
-        number = _positive_integer(f"RLHF_{field.upper()}")
+        number = _whole_number(f"RLHF_{field.upper()}", least=0 if field == "seed" else 1)
         if number is not None:
             changes[field] = number
     return dataclasses.replace(profile, **changes)
@@ -290,8 +290,6 @@ def set_up(profile: Profile) -> None:
     torch.set_num_threads(profile.threads)
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if profile.lab:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -161,8 +161,13 @@ def describe_run(profile: Profile, root: Path) -> dict:
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git": git_state(root),
-        "settings": dataclasses.asdict(profile),
+        "settings": dataclasses.asdict(profile) | {"model": shown(profile.model), "dataset": shown(profile.dataset)},
     }
+
+
+def shown(name: str) -> str:
+    """A Hub name as it is; a local path without the folders of this machine."""
+    return outputs.show(name) if Path(name).exists() else name
 
 
 def kernel_environment(profile: Profile) -> dict[str, str]:

@@ -22,11 +22,14 @@ from rlhf.profiles import Profile, load_profile
 CONTEXT = 128
 
 
+SETTINGS = tuple(f"RLHF_{name}" for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "OUTPUTS"))
+
+
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch):
     """A run's settings in the environment must not change what the tests see."""
-    for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "OUTPUTS"):
-        monkeypatch.delenv(f"RLHF_{name}", raising=False)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +52,8 @@ def profile(tmp_path, monkeypatch) -> Profile:
 def base_checkpoint(tmp_path_factory) -> Path:
     """checkpoints/smoke/base, made once; `profile_with_base` gives each test a copy."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in SETTINGS:
+            patch.delenv(name, raising=False)
         patch.setenv("RLHF_OUTPUTS", str(tmp_path_factory.mktemp("base") / "outputs"))
         profile = load_profile("smoke")
         models.prepare_base(profile)

@@ -1,8 +1,25 @@
 """Figures: each one is drawn from its frame, labelled, small, the same twice, and shown once by a notebook."""
 
+import functools
+import inspect
+import io
+import itertools
+import os
+from types import SimpleNamespace
+
+import matplotlib
 import numpy as np
 import pandas as pd
+import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
+from rlhf import figures, outputs
 from rlhf.lab.gold import WEIGHTS
 from rlhf.metrics import SUMMARY_COLUMNS, calibration
 
@@ -44,7 +61,7 @@ def example_frames() -> dict[str, tuple]:
         ],
         columns=["model", "value"],
     ).explode("value")
-    published["metric"] = rouge_names * 4
+    published = published.astype({"value": float}).assign(metric=rouge_names * 4)
     parts = {part: random.normal(weight / 2, 0.15, 4) for part, weight in WEIGHTS.items()}
     return {
         "token_lengths": (token_length_frame(random),),
@@ -65,7 +82,7 @@ def example_frames() -> dict[str, tuple]:
                     ("lora", 2_359_296, 507.0, 1480.0, 0.345),
                     ("qlora", 2_359_296, 168.4, 1120.0, 0.502),
                 ],
-                columns=["method", "trainable_parameters", "weight_megabytes", "peak_megabytes", "seconds_per_step"],
+                columns=["method", "trainable_parameters", "weight_megabytes", "memory_megabytes", "seconds_per_step"],
             ),
         ),
         "stop_and_length": stop_frames(random),
@@ -208,3 +225,390 @@ def proxy_frame(random) -> pd.DataFrame:
         gold = np.round((random.normal(3.5 + shift, 1.6, 300)).clip(-4, 7.5) * 4) / 4
         rows.append(pd.DataFrame({"model": model, "gold": gold, "reward": 0.7 * gold - 1 + random.normal(0, 1, 300)}))
     return pd.concat(rows)
+
+
+EXAMPLES = example_frames()
+every_figure = pytest.mark.parametrize("name", EXAMPLES)
+
+
+def draw(name: str, *arguments) -> Figure:
+    return getattr(figures, name)(*arguments)
+
+
+@functools.cache
+def example(name: str) -> Figure:
+    return draw(name, *EXAMPLES[name])
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def with_rows(arguments: tuple, change) -> tuple:
+    return tuple(change(value) if isinstance(value, pd.DataFrame) else value for value in arguments)
+
+
+def panels(figure: Figure) -> list:
+    return [axes for axes in figure.axes if axes.axison]
+
+
+def all_texts(figure: Figure) -> list:
+    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+
+
+def intervals(axes) -> dict[str, tuple]:
+    """Points (x, y) of each labelled errorbar and the ends of its intervals, (n, 2)."""
+    found = {}
+    for container in axes.containers:
+        if isinstance(container, ErrorbarContainer):
+            line, _, (bars,) = container.lines
+            ends = [segment[:, int(container.has_yerr)] for segment in bars.get_segments() if len(segment)]
+            found[container.get_label()] = (*np.array(line.get_data(), dtype=float), np.array(ends))
+    return found
+
+
+def test_every_public_function_of_the_module_has_an_example():
+    functions = {
+        name
+        for name, value in vars(figures).items()
+        if inspect.isfunction(value) and value.__module__ == figures.__name__ and not name.startswith("_")
+    }
+    assert functions == set(EXAMPLES)
+
+
+@every_figure
+def test_figure_has_a_title_and_labels_on_all_axes(name):
+    figure = example(name)
+    assert isinstance(figure, Figure)
+    assert figure.get_suptitle()
+    assert panels(figure)
+    for axes in panels(figure):
+        for axis in (axes.xaxis, axes.yaxis):
+            shows_numbers = any(text.get_visible() and text.get_text() for text in axis.get_ticklabels())
+            assert axis.label.get_text() or not shows_numbers
+
+
+def check_text(figure: Figure) -> None:
+    """All text is large, lies inside of the figure, and no tick label covers the next one."""
+    figure.draw_without_rendering()
+    for text in all_texts(figure):
+        assert text.get_fontsize() >= 10
+    whole, edge = figure.get_tightbbox().transformed(figure.dpi_scale_trans), figure.bbox
+    assert whole.x0 >= edge.x0 and whole.y0 >= edge.y0 and whole.x1 <= edge.x1 and whole.y1 <= edge.y1
+    for axes in panels(figure):
+        for axis in (axes.xaxis, axes.yaxis):
+            shown = [text for text in axis.get_ticklabels() if text.get_visible() and text.get_text()]
+            boxes = sorted((text.get_window_extent() for text in shown), key=lambda box: (box.x0, box.y0))
+            assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes))
+
+
+@every_figure
+def test_text_is_large_whole_and_does_not_overlap(name):
+    check_text(example(name))
+
+
+@every_figure
+def test_legend_has_no_frame_and_lies_beside_the_data(name):
+    figure = example(name)
+    for legend in figure.findobj(Legend):
+        box = legend.get_window_extent()
+        assert not legend.get_frame_on()
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in panels(figure))
+
+
+@every_figure
+def test_png_is_small_and_the_same_each_time(name):
+    figure = example(name)
+    first = png(figure)
+    assert 2_000 < len(first) < LARGEST_PNG
+    assert first == png(figure) == png(draw(name, *EXAMPLES[name]))
+
+
+@every_figure
+def test_empty_frame_raises_an_error_that_names_the_figure(name):
+    arguments = EXAMPLES[name]
+    for i, value in enumerate(arguments):
+        if isinstance(value, pd.DataFrame):
+            with pytest.raises(ValueError, match=f"figure {name}: .*no rows"):
+                draw(name, *arguments[:i], value.head(0), *arguments[i + 1 :])
+
+
+@every_figure
+def test_missing_column_raises_an_error_that_names_figure_and_column(name):
+    column = EXAMPLES[name][0].columns[0]
+    arguments = with_rows(EXAMPLES[name], lambda frame: frame.drop(columns=column, errors="ignore"))
+    with pytest.raises(ValueError, match=f"figure {name}: column '{column}'"):
+        draw(name, *arguments)
+
+
+@every_figure
+def test_frame_is_not_changed(name):
+    arguments = with_rows(EXAMPLES[name], lambda frame: frame.copy())
+    draw(name, *arguments)
+    for value, before in zip(arguments, EXAMPLES[name], strict=True):
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(value, before)
+
+
+@every_figure
+@pytest.mark.filterwarnings("error")
+def test_the_shortest_run_can_be_drawn(name):
+    if name == "gold_parts":  # its first row is the whole gold score, which is no part
+        arguments = (EXAMPLES[name][0].tail(1),)
+    else:
+        arguments = with_rows(EXAMPLES[name], lambda frame: frame.head(1))
+    figure = draw(name, *arguments)
+    assert len(png(figure)) > 2_000
+    check_text(figure)
+
+
+@every_figure
+@pytest.mark.filterwarnings("error")
+def test_a_frame_read_back_from_its_csv_gives_the_same_kind_of_figure(name, tmp_path):
+    def through_csv(frame):
+        frame.to_csv(tmp_path / "frame.csv", index=False, float_format="%.6g")
+        return pd.read_csv(tmp_path / "frame.csv")
+
+    before, after = draw(name, *EXAMPLES[name]), draw(name, *with_rows(EXAMPLES[name], through_csv))
+    assert [text.get_text() for text in all_texts(after)] == [text.get_text() for text in all_texts(before)]
+
+
+@pytest.mark.parametrize("name", ["model_metrics", "loss_curves", "margins", "gold_parts", "ppo_curves"])
+def test_order_of_the_rows_does_not_matter(name):
+    reverse = with_rows(EXAMPLES[name], lambda frame: frame.iloc[::-1])
+    assert png(draw(name, *reverse)) == png(example(name))
+
+
+def test_style_does_not_depend_on_matplotlibs_settings_and_leaves_them_alone():
+    expected = png(example("model_metrics"))
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": False, "lines.linewidth": 9}):
+        before = dict(matplotlib.rcParams)
+        assert png(draw("model_metrics", *EXAMPLES["model_metrics"])) == expected
+        assert dict(matplotlib.rcParams) == before
+
+
+def colours(figure: Figure) -> dict[str, str]:
+    """Colour of each label in the figure."""
+    found = {}
+    for axes in figure.axes:
+        for artist, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            line = artist.lines[0] if isinstance(artist, ErrorbarContainer) else artist
+            found[label] = line.get_color()
+    return found
+
+
+def test_a_model_has_the_same_colour_in_every_figure():
+    expected = {figures.SERIES[name][2]: figures.SERIES[name][0] for name in ("base", "sft_qlora", "sft_full", "ppo")}
+    assert len(set(expected.values())) == 4
+    for name in ("model_metrics", "published_beside", "gold_parts", "loss_curves", "reward_against_gold"):
+        shown = colours(example(name))
+        assert shown.items() <= expected.items() and len(shown) >= 2
+    assert colours(example("model_metrics")) == expected
+
+
+def test_models_stand_in_their_order_and_unknown_ones_get_a_colour_of_their_own():
+    frame = summary({"reward": [1, 2, 3, 4]}, ["dpo", "ppo", "best_of_n", "base"], 0.1)
+    shown = colours(draw("model_metrics", frame, ["reward"], "Reward"))
+    assert list(shown) == ["base", "PPO", "dpo", "best of n"]
+    assert len(set(shown.values())) == 4
+
+
+def test_token_lengths_show_the_counts_of_the_frame():
+    (axes,) = panels(example("token_lengths"))
+    frame = EXAMPLES["token_lengths"][0]
+    for patch in axes.patches:
+        rows = frame[frame.text == patch.get_label()]
+        values, edges, _ = patch.get_data()
+        shown = values > 0
+        np.testing.assert_array_equal(edges[:-1][shown], rows.tokens)
+        np.testing.assert_array_equal(values[shown], rows["count"])
+
+
+def test_bins_that_the_frame_leaves_out_are_drawn_empty():
+    frame = pd.DataFrame({"difference": [-10, 5, 15], "count": [1, 2, 3]})
+    (axes,) = panels(draw("length_difference", frame))
+    values, edges, _ = axes.patches[0].get_data()
+    np.testing.assert_array_equal(values, [1, 0, 0, 2, 0, 3])
+    np.testing.assert_array_equal(edges, [-10, -5, 0, 5, 10, 15, 20])
+
+
+@pytest.mark.parametrize(
+    ("edges", "width"),
+    [([0, 4, 10], 2), ([7], 1), ([3, 3], 1), (np.linspace(-8, 10, 55).round(5)[[0, 2, 7, 54]], 1 / 3)],
+)
+def test_bin_width_is_found_from_the_left_edges(edges, width):
+    assert figures._bin_width(np.array(edges)) == pytest.approx(width, abs=1e-4)
+
+
+def test_bin_width_survives_the_rounding_of_a_csv():
+    edges = np.histogram_bin_edges(np.random.default_rng(0).normal(1, 2, 600), 40)
+    rounded = np.array([float(f"{edge:.6g}") for edge in edges[[0, 3, 4, 9, 21, 39]]])
+    assert figures._bin_width(rounded) == pytest.approx(edges[1] - edges[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("rougeL", "ROUGE-L"),
+        ("rouge1_sample", "ROUGE-1, sampled"),
+        ("stop_rate_sample", "stop rate, sampled"),
+        ("win_rate_vs_sft", "win rate against SFT"),
+        ("cut_off", "cut off"),
+    ],
+)
+def test_names_are_written_in_words(name, label):
+    assert figures._words(name) == label
+
+
+def test_model_metrics_shows_means_and_intervals_of_the_frame():
+    frame, metrics, *_ = EXAMPLES["model_metrics"]
+    (axes,) = panels(example("model_metrics"))
+    shown = intervals(axes)
+    for model in MODELS:
+        rows = frame[frame.model == model].set_index("metric").loc[metrics]
+        places, means, ends = shown[figures.SERIES[model][2]]
+        np.testing.assert_array_equal(np.round(places), [0, 1, 2])
+        np.testing.assert_allclose(means, rows["mean"])
+        np.testing.assert_allclose(ends, rows[["ci_low", "ci_high"]])
+
+
+def test_published_values_stand_on_the_same_scale_without_intervals():
+    frame, published = EXAMPLES["published_beside"]
+    ours, theirs = panels(example("published_beside"))
+    assert ours.get_ylim() == theirs.get_ylim()
+    means = {label: values[1] for label, values in intervals(theirs).items()}
+    np.testing.assert_allclose(means["full SFT"], published[published.model == "sft_full"].value)
+    assert len(intervals(theirs)["full SFT"][2]) == 0
+    np.testing.assert_allclose(intervals(ours)["PPO"][2], frame[frame.model == "ppo"][["ci_low", "ci_high"]])
+
+
+def test_gold_parts_leaves_the_whole_score_out_and_keeps_the_judges_order():
+    (axes,) = panels(example("gold_parts"))
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(WEIGHTS)
+    frame = EXAMPLES["gold_parts"][0]
+    rows = frame[(frame.model == "ppo") & (frame.metric != "gold")].set_index("metric").loc[list(WEIGHTS)]
+    np.testing.assert_allclose(intervals(axes)["PPO"][0], rows["mean"])
+
+
+def test_paired_shows_each_metric_in_a_panel_with_the_differences_of_the_frame():
+    frame = EXAMPLES["paired"][0]
+    shown = panels(example("paired"))
+    assert [axes.get_title(loc="left") for axes in shown[:3]] == ["reward", "gold score", "ROUGE-1"]
+    rows = frame[(frame.metric == "gold") & (frame.model == "ppo")]
+    x, _, ends = intervals(shown[1])["PPO"]
+    np.testing.assert_allclose(x, rows.difference)
+    np.testing.assert_allclose(ends, rows[["ci_low", "ci_high"]])
+    assert [text.get_text() for text in shown[1].texts][-1] == f"{rows.difference.item():+.3g}"
+    names = [text.get_text() for text in shown[0].get_yticklabels()]
+    assert names == ["full SFT − base", "full SFT − QLoRA SFT", "PPO − full SFT"]
+
+
+def test_cost_bars_write_the_value_at_each_bar():
+    first, *_, last = panels(example("cost_bars"))
+    assert [bar.get_height() for bar in first.patches] == [2_359_296, 2_359_296, 124_439_808]
+    assert [text.get_text() for text in first.texts] == ["2.36 M", "2.36 M", "124 M"]
+    assert [text.get_text() for text in last.texts] == ["0.345", "0.502", "0.412"]
+
+
+def test_a_cost_that_was_not_measured_is_said_to_be_so():
+    frame = EXAMPLES["cost_bars"][0].assign(memory_megabytes=np.nan)
+    memory = panels(draw("cost_bars", frame))[2]
+    assert {text.get_text() for text in memory.texts} == {"not measured"}
+
+
+def test_error_kinds_without_a_gold_score_say_so():
+    frame = pd.DataFrame({"error": ["unlabelled"], "share": [1.0], "length_rule": [0.6], "gold_agreement": [np.nan]})
+    gold = panels(draw("error_kinds", frame))[2]
+    assert [text.get_text() for text in gold.texts] == ["not measured"]
+
+
+def test_error_kinds_and_slices_are_sorted():
+    shares = [bar.get_width() for bar in panels(example("error_kinds"))[0].patches]
+    assert shares == sorted(shares, reverse=True)
+    frame, reference = EXAMPLES["accuracy_slices"]
+    (axes,) = panels(example("accuracy_slices"))
+    rows = frame.sort_values("mean", ascending=False)
+    names = [f"{name.replace('_', ' ')} (n = {n})" for name, n in zip(rows["slice"], rows.n, strict=True)]
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [0.5, reference]
+
+
+def test_margins_stack_right_on_wrong_in_a_bin_that_holds_both():
+    frame = pd.DataFrame({"margin": [-1, 0, 0, 1], "count": [4, 3, 2, 5], "correct": [False, True, False, True]})
+    (axes,) = panels(draw("margins", frame))
+    right, wrong = (patch.get_data() for patch in axes.patches)
+    np.testing.assert_array_equal(right.values - right.baseline, [0, 3, 5])
+    np.testing.assert_array_equal(wrong.values - wrong.baseline, [4, 2, 0])
+    np.testing.assert_array_equal(wrong.values, [4, 5, 5])
+
+
+def test_ppo_curves_show_each_update_and_the_running_mean_of_five():
+    frame = EXAMPLES["ppo_curves"][0]
+    thin, thick = panels(example("ppo_curves"))[1].lines
+    np.testing.assert_allclose(thin.get_ydata(), frame.kl)
+    np.testing.assert_allclose(thick.get_ydata()[10], frame.kl[8:13].mean())
+    assert len(panels(example("ppo_curves"))[0].lines) == 4
+
+
+def test_learning_rates_ring_the_lowest_loss_of_each_method():
+    (axes,) = panels(example("learning_rates"))
+    rings = [line for line in axes.lines if line.get_markersize() > 10]
+    found = {(float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) for ring in rings}
+    assert found == {(1e-3, 1.43), (3e-3, 1.52)}
+
+
+def test_calibration_marks_have_areas_in_proportion_to_their_pairs():
+    frame = EXAMPLES["calibration"][0]
+    (axes,) = panels(example("calibration"))
+    areas = axes.collections[-1].get_sizes()
+    np.testing.assert_allclose(areas / areas.max(), frame.n / frame.n.max())
+
+
+def test_stop_and_length_puts_the_limit_into_the_last_bin():
+    stops, lengths = EXAMPLES["stop_and_length"]
+    left, *rows = panels(example("stop_and_length"))
+    assert [bar.get_height() for bar in left.patches] == list(stops["mean"])
+    values, edges, _ = rows[1].patches[0].get_data()
+    assert (values[-1], edges[-2]) == (300, lengths.tokens.max())
+
+
+def test_too_many_series_are_refused():
+    runs = pd.concat(EXAMPLES["loss_curves"][0].assign(run=f"run_{i}") for i in range(5))
+    with pytest.raises(ValueError, match="figure loss_curves: 5 runs"):
+        draw("loss_curves", runs)
+    models = pd.concat(EXAMPLES["reward_against_gold"][0].assign(model=model) for model in MODELS)
+    with pytest.raises(ValueError, match="figure reward_against_gold: 4 models"):
+        draw("reward_against_gold", models)
+
+
+def test_metrics_that_the_frame_does_not_have_are_an_error():
+    with pytest.raises(ValueError, match=r"figure model_metrics: .*no rows"):
+        draw("model_metrics", EXAMPLES["model_metrics"][0], ["reward"], "Reward")
+
+
+def test_write_figure_writes_what_the_notebook_shows(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path))
+    figure = example("margins")
+    shown = figure._repr_png_()
+    path = outputs.write_figure(SimpleNamespace(name="lab"), "margins.png", figure)
+    assert path.read_bytes() == shown
+    assert Image.open(path).size == (770, 385)
+
+
+def test_a_notebook_shows_a_figure_once_where_it_is_the_value_of_a_cell():
+    made = "from rlhf import figures; import pandas as pd\nrows = pd.DataFrame({'difference': [0, 1], 'count': [2, 3]})"
+    cells = [
+        f"{made}\nfigures.length_difference(rows)",
+        "figure = figures.length_difference(rows)",
+        "import matplotlib.pyplot as plt\nfigures.length_difference(rows)",
+        "plt.plot([0, 1]); plt.close()\nfigures.length_difference(rows)",
+    ]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(outputs.ROOT)}})
+    client.execute(env=os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})
+    images = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells]
+    assert images == [1, 0, 1, 1]
+    assert [len(cell.outputs) for cell in notebook.cells] == images

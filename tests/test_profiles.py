@@ -1,6 +1,7 @@
 """Profiles: chosen by name or environment, frozen, and refused with a clear message where a setting is wrong."""
 
 import dataclasses
+import os
 import random
 
 import numpy as np
@@ -66,6 +67,11 @@ def test_zero_steps_or_threads_are_refused(monkeypatch, variable):
     monkeypatch.setenv(variable, "0")
     with pytest.raises(ValueError, match=variable):
         load_profile("smoke")
+
+
+def test_zero_is_a_seed(monkeypatch):
+    monkeypatch.setenv("RLHF_SEED", "0")
+    assert load_profile("gpt2").seed == 0
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -137,6 +143,13 @@ def test_gpt2_profile_decodes_as_published():
     assert (decoding.num_beams, decoding.beam_new_tokens, decoding.repetition_penalty) == (3, 100, 1.2)
 
 
+@pytest.fixture
+def environment_restored(monkeypatch):
+    for name in ("TRL_EXPERIMENTAL_SILENCE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "0"))
+
+
+@pytest.mark.usefixtures("environment_restored")
 def test_set_up_seeds_every_generator_and_sets_the_threads(profile):
     drawn = []
     for _ in range(2):
@@ -156,6 +169,7 @@ def test_set_up_refuses_outputs_that_cannot_be_written(profile, tmp_path, monkey
         profiles.set_up(profile)
 
 
+@pytest.mark.usefixtures("environment_restored")
 def test_set_up_makes_the_folders_of_the_outputs(profile):
     profiles.set_up(profile)
     folders = outputs.evaluation_dir(profile), outputs.plots_dir(profile), outputs.logs_dir(profile)

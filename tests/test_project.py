@@ -62,5 +62,5 @@ def test_ci_runs_the_tests_and_nothing_else():
 
 def test_style_is_configured():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert config["tool"]["ruff"]["line-length"] == 110
+    assert config["tool"]["ruff"]["line-length"] == 120
     assert {"E", "F", "I", "B", "UP", "SIM", "N"} <= set(config["tool"]["ruff"]["lint"]["select"])

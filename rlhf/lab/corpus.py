@@ -23,18 +23,22 @@ HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form comb
 # How often the second answer of a pair is of each kind. Errors of relevance are the most frequent: they are the
 # hardest to see for a small reward model, and easy ones would drown them.
 ERROR_KINDS = {
-    "off_topic": 0.15,
-    "wrong_object": 0.15,
-    "wrong_action": 0.13,
-    "rambling": 0.08,
+    "off_topic": 0.12,
+    "wrong_object": 0.24,
+    "wrong_action": 0.14,
+    "rambling": 0.07,
     "evasive": 0.05,
     "generic": 0.05,
-    "repetitive": 0.08,
+    "repetitive": 0.07,
     "cut_off": 0.07,
-    "fewer_steps": 0.07,
-    "disordered": 0.07,
-    "weaker": 0.10,
+    "fewer_steps": 0.06,
+    "disordered": 0.05,
+    "weaker": 0.08,
 }
+
+# These say the right thing about something else: the same number of points, the same markers, the same wish for a
+# tip. Only what the answer is about tells it from the good one, so style can't stand in for relevance.
+SAME_FORM = ("off_topic", "wrong_object", "wrong_action")
 
 
 def _points(rng: random.Random, question: Question, count: int, markers: bool) -> list[str]:
@@ -107,14 +111,15 @@ def _opening(rng: random.Random, question: Question) -> str:
 def _about_other(rng: random.Random, question: Question, others: list[tuple[Activity, str]]) -> list[str]:
     """An answer about one of `others`, never about a held-out combination: its answers are not shown in training."""
     trained = combinations()["train"]
-    activity, object_ = rng.choice([(a, o) for a, o in others if (a.verb, o, question.kind) in trained])
-    return _answer(rng, question, activity=activity, object_=object_, quality=rng.uniform(0.3, 1))
+    allowed = [(activity, object_) for activity, object_ in others if (activity.verb, object_, question.kind) in trained]
+    activity, object_ = random.Random(question.text).choice(allowed)  # leaves `rng` as it is
+    return _answer(rng, question, activity=activity, object_=object_)
 
 
 def off_topic(rng, question):
     own = family_of(question.activity)
-    family = rng.choice([family for family in families() if family is not own])
-    return _about_other(rng, question, [(a, o) for a in family.activities for o in family.objects])
+    others = [(a, o) for family in families() if family is not own for a in family.activities for o in family.objects]
+    return _about_other(rng, question, others)
 
 
 def wrong_object(rng, question):
@@ -246,7 +251,9 @@ def preference_table(split: str, size: int, seed: int) -> pd.DataFrame:
         error = _error_kind(rng, question)
         gold = 0.0, 0.0
         while gold[0] == gold[1]:
-            first, second = good_answer(rng, question), bad_answer(rng, question, error)
+            form = rng.random()
+            first = good_answer(random.Random(form), question)
+            second = bad_answer(random.Random(form) if error in SAME_FORM else rng, question, error)
             gold = gold_score(question.text, first), gold_score(question.text, second)
         prefers_first = rng.random() < 1 / (1 + math.exp((gold[1] - gold[0]) / RATER_TEMPERATURE))
         chosen, rejected = (0, 1) if prefers_first else (1, 0)
@@ -309,7 +316,23 @@ def _thread(rng, question):
     return question.text + rng.choice((" ", "\n", "\nAnswer: ", "\n- ")) + answer
 
 
-_DOCUMENTS = {_question_list: 0.15, _article: 0.15, _forum: 0.1, _notes: 0.1, _lone_answer: 0.1, _thread: 0.4}
+def _replied(rng, question):
+    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question."""
+    kind = _error_kind(rng, question) if rng.random() < 0.6 else "good"
+    answer = good_answer(rng, question) if kind == "good" else bad_answer(rng, question, kind)
+    reply = fill(rng.choice(phrases()["replies"][kind]), question.activity, question.object)
+    return "\n".join([question.text, answer, reply])
+
+
+_DOCUMENTS = {
+    _question_list: 0.10,
+    _article: 0.15,
+    _forum: 0.05,
+    _notes: 0.10,
+    _lone_answer: 0.05,
+    _thread: 0.20,
+    _replied: 0.35,
+}
 
 
 def documents(count: int, seed: int) -> list[str]:

@@ -1,0 +1,338 @@
+"""The data: every way to give it, what is dropped and counted, and no prompt in two splits."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import datasets
+import pandas as pd
+import pytest
+from conftest import run_python
+from datasets import Dataset, DatasetDict
+
+from rlhf import data
+from rlhf.data import COLUMNS, drop_too_long, error_kinds, load_preferences, normalise_prompt
+from rlhf.profiles import load_profile
+from rlhf.template import format_prompt
+
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
+
+def row(i, **changes):
+    return {"prompt": f"Question {i}?", "chosen": f"Good {i}.", "rejected": f"Bad {i}.", **changes}
+
+
+ROWS = [row(i) for i in range(60)]
+
+
+def load(path):
+    return load_preferences(dataclasses.replace(load_profile("gpt2"), dataset=str(path)))
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def triples(rows):
+    return list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+
+
+def all_triples(splits):
+    return [triple for rows in splits.values() for triple in triples(rows)]
+
+
+def as_jsonl(folder):
+    return write_jsonl(folder / "pairs.jsonl", ROWS)
+
+
+def as_json(folder):
+    (folder / "pairs.json").write_text(json.dumps(ROWS))
+    return folder / "pairs.json"
+
+
+def as_folder(folder):
+    (folder / "data").mkdir()
+    write_jsonl(folder / "data" / "pairs.jsonl", ROWS)
+    return folder / "data"
+
+
+def as_saved_dataset(folder):
+    Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_saved_splits(folder):
+    other = Dataset.from_list([row(1000), row(1001)])
+    DatasetDict({"test": other, "train": Dataset.from_list(ROWS)}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_csv(folder):
+    pd.DataFrame(ROWS).to_csv(folder / "pairs.csv", index=False)
+    return folder / "pairs.csv"
+
+
+def as_tsv(folder):
+    pd.DataFrame(ROWS).to_csv(folder / "pairs.tsv", index=False, sep="\t")
+    return folder / "pairs.tsv"
+
+
+def as_parquet(folder):
+    pd.DataFrame(ROWS).to_parquet(folder / "pairs.parquet", index=False)
+    return folder / "pairs.parquet"
+
+
+def with_more_columns(folder):
+    return write_jsonl(folder / "pairs.jsonl", [{"id": i, **row, "score": 0.5} for i, row in enumerate(ROWS)])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [as_jsonl, as_json, as_folder, as_saved_dataset, as_saved_splits, as_csv, as_tsv, as_parquet, with_more_columns],
+)
+def test_local_data_is_loaded_whole_and_in_three_splits(tmp_path, write):
+    splits = load(write(tmp_path))
+    assert list(splits) == ["train", "validation", "test"]
+    assert all(rows.column_names == COLUMNS for rows in splits.values())
+    assert sorted(all_triples(splits)) == sorted(triples(Dataset.from_list(ROWS)))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 55, "validation": 2, "test": 3}
+
+
+def test_equal_files_give_equal_splits(tmp_path):
+    first = load(write_jsonl(tmp_path / "a.jsonl", ROWS))
+    second = load(write_jsonl(tmp_path / "b.jsonl", ROWS))
+    assert [triples(first[s]) for s in first] == [triples(second[s]) for s in second]
+
+
+def test_test_rows_are_those_of_the_published_split(tmp_path):
+    published = Dataset.from_list(ROWS).train_test_split(test_size=0.05, seed=42)["test"]
+    assert triples(load(as_jsonl(tmp_path))["test"]) == triples(published)
+
+
+def test_33143_rows_give_the_published_1658_test_rows(tmp_path):
+    numbers = [str(i) for i in range(33_143)]
+    answers = {side: [f"{side} {i}" for i in numbers] for side in ("chosen", "rejected")}
+    Dataset.from_dict({"prompt": numbers, **answers}).save_to_disk(tmp_path / "rows")
+    splits = load(tmp_path / "rows")
+    assert len(splits["test"]) == 1658
+    assert len(splits["validation"]) == round(0.03 * (33_143 - 1658))
+    assert sum(map(len, splits.values())) == 33_143
+
+
+@pytest.mark.parametrize("missing", COLUMNS)
+def test_missing_column_is_named_with_those_that_were_found(tmp_path, missing):
+    rows = [{("text" if key == missing else key): value for key, value in row.items()} for row in ROWS]
+    with pytest.raises(ValueError, match=rf"column '{missing}' is not in data set.*pairs\.jsonl.*'text'"):
+        load(write_jsonl(tmp_path / "pairs.jsonl", rows))
+
+
+def dropped(capsys) -> str:
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "dropped: " in printed
+    return printed.strip().split("dropped: ")[1]
+
+
+def test_clean_data_is_said_to_lose_nothing(tmp_path, capsys):
+    load(as_jsonl(tmp_path))
+    assert capsys.readouterr().out == "pairs.jsonl pairs: train 55, validation 2, test 3; dropped: nothing\n"
+
+
+def test_every_reason_for_dropping_is_counted_in_one_line(tmp_path, capsys):
+    unusable = [row(60, chosen=""), row(61, prompt=" \n"), row(62, rejected=None), row(63, chosen=7)]
+    equal = [row(64, chosen="Same.", rejected=" Same.\n"), row(65, chosen="S", rejected="S")]
+    # Copies of a pair of each split: within it they are duplicates, elsewhere their prompt is held out.
+    split = load(as_jsonl(tmp_path))
+    copies = [dict(zip(COLUMNS, triples(split[name])[0], strict=True)) for name in split]
+    capsys.readouterr()
+    splits = load(write_jsonl(tmp_path / "more.jsonl", [*ROWS, *unusable, *equal, *copies]))
+    counts = {part.split(" ", 1)[1]: int(part.split(" ", 1)[0]) for part in dropped(capsys).split(", ")}
+    assert counts["empty or not text"] == 4
+    assert counts["chosen equals rejected"] == 2
+    assert counts["duplicate pair"] + counts.get("prompt held out", 0) == 3
+    assert sorted(all_triples(splits)) == sorted(triples(Dataset.from_list(ROWS)))
+
+
+def test_two_pairs_of_one_prompt_both_count(tmp_path, capsys):
+    rows = data._clean(
+        {
+            "train": Dataset.from_list(
+                [row(0), row(0, chosen="Another good one."), row(0), row(0, prompt=" question 0? ")]
+            ),
+            "validation": Dataset.from_list([row(1)]),
+            "test": Dataset.from_list([row(2)]),
+        },
+        "some/name",
+    )
+    assert triples(rows["train"]) == [
+        ("Question 0?", "Good 0.", "Bad 0."),
+        ("Question 0?", "Another good one.", "Bad 0."),
+    ]
+    assert dropped(capsys) == "2 duplicate pair"
+
+
+def test_texts_are_stripped(tmp_path):
+    rows = [row(i, prompt=f" Question {i}?\n", chosen=f"\tGood {i}. ", rejected=f"Bad {i}.\n") for i in range(60)]
+    assert all_triples(load(write_jsonl(tmp_path / "pairs.jsonl", rows))) == all_triples(load(as_jsonl(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("How do I roast tofu?", "how do i ROAST Tofu?"),
+        ("How do I roast tofu?", " How  do\tI roast\n\ntofu? "),
+        ("Wie groß ist die Straße?", "WIE GROSS IST DIE STRASSE?"),
+        ("A\u00a0hard space?", "a hard space?"),
+    ],
+)
+def test_prompts_that_differ_only_in_case_or_white_space_are_the_same(first, second):
+    assert first != second and normalise_prompt(first) == normalise_prompt(second)
+
+
+def test_prompts_that_differ_in_a_word_or_a_sign_are_not_the_same():
+    texts = ["roast tofu", "roast tofu?", "roast to fu", "roast tofus"]
+    assert len(set(map(normalise_prompt, texts))) == len(texts)
+
+
+def test_no_prompt_stands_in_two_splits_even_where_prompts_collide_only_after_normalisation(tmp_path, capsys):
+    variants = [lambda text: text, str.upper, lambda text: f"  {text}\n", lambda text: text.replace(" ", " \t ")]
+    rows = [
+        row(i, prompt=variant(f"Question {i}?"), chosen=f"Good {i} {n}.")
+        for i in range(50)
+        for n, variant in enumerate(variants)
+    ]
+    splits = load(write_jsonl(tmp_path / "pairs.jsonl", rows))
+    prompts = {name: {normalise_prompt(prompt) for prompt in part["prompt"]} for name, part in splits.items()}
+    assert prompts["train"] and prompts["validation"] and prompts["test"]
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["train"] & prompts["validation"]
+    assert not prompts["validation"] & prompts["test"]
+    # The raw split does put some into two splits: without that, this test would prove nothing.
+    count = len(rows) - sum(map(len, splits.values()))
+    assert count > 0 and dropped(capsys) == f"{count} prompt held out"
+
+
+def test_a_held_out_prompt_leaves_train_and_never_test():
+    splits = {
+        "train": Dataset.from_list([row(0), row(1), row(2)]),
+        "validation": Dataset.from_list([row(1, chosen="Other."), row(2, chosen="Other.")]),
+        "test": Dataset.from_list([row(2, chosen="Third.")]),
+    }
+    cleaned = data._clean(splits, "name")
+    assert {name: part["prompt"] for name, part in cleaned.items()} == {
+        "train": ["Question 0?"],
+        "validation": ["Question 1?"],
+        "test": ["Question 2?"],
+    }
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(i, chosen="same", rejected="same") for i in range(20)],
+        [row(i, chosen=" ") for i in range(20)],
+        [row(i, prompt=i) for i in range(20)],
+        [row(7) for _ in range(20)],
+    ],
+    ids=["all equal", "all empty", "all numbers", "all one pair"],
+)
+def test_data_of_which_nothing_usable_is_left_is_refused(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"no usable \w+ row is left of data set .*pairs\.jsonl.*dropped: "):
+        load(write_jsonl(tmp_path / "pairs.jsonl", rows))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_rows_than_splits_are_refused(tmp_path, count):
+    with pytest.raises(ValueError, match=f"{count} rows can't be split"):
+        load(write_jsonl(tmp_path / "pairs.jsonl", ROWS[:count]))
+
+
+def test_three_rows_are_enough(tmp_path):
+    assert [len(part) for part in load(write_jsonl(tmp_path / "pairs.jsonl", ROWS[:3])).values()] == [1, 1, 1]
+
+
+def test_hub_data_without_a_network_is_an_error_that_says_what_to_do():
+    code = """
+from rlhf.data import load_preferences
+from rlhf.profiles import load_profile
+try:
+    load_preferences(load_profile("gpt2"))
+except ConnectionError as error:
+    print(error)
+"""
+    printed = run_python(code, HF_HUB_OFFLINE="1", RLHF_DATASET="nobody/no-such-preferences")
+    for part in ("'nobody/no-such-preferences'", "RLHF_DATASET", "local folder", "RLHF_PROFILE=lab"):
+        assert part in printed
+
+
+def test_lab_splits_have_the_sizes_of_the_profile(profile):
+    splits = load_preferences(profile)
+    assert tuple(map(len, splits.values())) == profile.lab.pairs
+    assert all(part.column_names == COLUMNS for part in splits.values())
+    prompts = Counter(normalise_prompt(prompt) for part in splits.values() for prompt in part["prompt"])
+    assert max(prompts.values()) == 1
+
+
+def test_lab_splits_depend_on_the_seed_alone(profile):
+    first = all_triples(load_preferences(profile))
+    assert first == all_triples(load_preferences(dataclasses.replace(profile, name="other", max_steps=9)))
+    assert first != all_triples(load_preferences(dataclasses.replace(profile, seed=profile.seed + 1)))
+
+
+def test_error_kinds_follow_the_rows_whatever_their_order(profile):
+    rows = load_preferences(profile)["test"]
+    table = data._lab_table(profile, "test")
+    assert error_kinds(profile, rows) == list(table.error)
+    assert error_kinds(profile, rows.select([5, 2, 9])) == [table.error[i] for i in (5, 2, 9)]
+
+
+def test_error_kinds_of_real_data_are_unlabelled():
+    assert error_kinds(load_profile("gpt2"), Dataset.from_list(ROWS)) == ["unlabelled"] * 60
+
+
+def length(tokenizer, prompt, answer=""):
+    return len(tokenizer(format_prompt(prompt) + answer)["input_ids"]) + 1  # and EOS
+
+
+def test_rows_up_to_the_limit_stay_and_longer_ones_are_left_out_by_number(tokenizer, capsys):
+    answers = ["one", "one two", "one two three four five six", "one two three"]
+    rows = Dataset.from_list([row(i, prompt="Same?", chosen=a) for i, a in enumerate(answers)])
+    limit = length(tokenizer, "Same?", "one two three")
+    assert length(tokenizer, "Same?", answers[2]) > limit
+    kept = drop_too_long(rows, tokenizer, limit, ("chosen",), "train examples")
+    assert kept["chosen"] == ["one", "one two", "one two three"]
+    assert capsys.readouterr().out == f"train examples: 1 of 4 rows are longer than {limit} tokens and are left out\n"
+    assert len(drop_too_long(rows, tokenizer, limit - 1, ("chosen",), "train examples")) == 2
+
+
+def test_a_row_is_too_long_if_one_of_its_answers_is(tokenizer):
+    long = "word " * 30
+    rows = Dataset.from_list([row(0), row(1, chosen=long), row(2, rejected=long)])
+    limit = length(tokenizer, "Question 0?", "Good 0.") + 3
+    assert drop_too_long(rows, tokenizer, limit, ("chosen", "rejected"), "pairs")["prompt"] == ["Question 0?"]
+    assert drop_too_long(rows, tokenizer, limit, ("chosen",), "pairs")["prompt"] == ["Question 0?", "Question 2?"]
+    assert len(drop_too_long(rows, tokenizer, limit, (), "prompts")) == 3
+
+
+def test_without_answers_the_prompt_alone_counts(tokenizer, capsys):
+    rows = Dataset.from_list([row(0, prompt="Short?"), row(1, prompt="A much longer question than that one?")])
+    limit = length(tokenizer, "Short?")
+    assert drop_too_long(rows, tokenizer, limit, (), "PPO prompts")["prompt"] == ["Short?"]
+    assert "PPO prompts: 1 of 2 rows" in capsys.readouterr().out
+
+
+def test_nothing_is_printed_where_every_row_fits(tokenizer, capsys):
+    rows = Dataset.from_list(ROWS)
+    assert triples(drop_too_long(rows, tokenizer, 100, ("chosen", "rejected"), "pairs")) == triples(rows)
+    assert capsys.readouterr().out == ""
+
+
+def test_data_of_which_no_row_fits_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="test pairs: no row fits into 3 tokens"):
+        drop_too_long(Dataset.from_list(ROWS), tokenizer, 3, ("chosen",), "test pairs")
+
+
+def test_own_datasets_cache_is_used(tmp_path):
+    load(as_jsonl(tmp_path))
+    assert str(tmp_path) in str(datasets.config.HF_DATASETS_CACHE)
+    assert any((tmp_path / "datasets_cache").rglob("*.arrow"))

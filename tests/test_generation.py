@@ -1,0 +1,202 @@
+"""Decoding: a batch answers as each prompt alone does, sampling is repeatable, log-probabilities are exact."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.generation import Answer, _as_answer, answer, generate, response_logprobs
+from rlhf.template import format_prompt
+
+PROMPTS = [
+    "How do I roast tofu slices in a small apartment?",
+    "Why?",
+    "What are the benefits of pruning rose bushes during the winter?",
+    "How do I grill?",
+    "Tell me.",
+    "Which tools help with freezing pork chops?",
+    "What do I need to fry mushroom caps for the first time, please?",
+]
+NEW = 24
+
+
+@pytest.fixture
+def policy(policy, tokenizer):
+    """A policy that ends some answers by itself: the larger row of EOS makes its logit large where it is positive."""
+    with torch.no_grad():
+        policy.get_input_embeddings().weight[tokenizer.eos_token_id] *= 2.2
+    return policy
+
+
+def prompt_ids(tokenizer, prompt):
+    return tokenizer(format_prompt(prompt))["input_ids"]
+
+
+@torch.no_grad()
+def greedy_by_hand(model, tokenizer, prompt, count=NEW):
+    """The most likely token, one at a time, without cache, batch or padding."""
+    ids = prompt_ids(tokenizer, prompt)
+    new = []
+    while len(new) < count and tokenizer.eos_token_id not in new:
+        logits = model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+        new.append(logits.argmax().item())
+    return tuple(new)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_greedy_answers_of_ragged_prompts_are_those_of_each_prompt_alone(policy, tokenizer, batch_size):
+    expected = [greedy_by_hand(policy, tokenizer, prompt) for prompt in PROMPTS]
+    assert len(set(expected)) == len(PROMPTS)
+    replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
+    assert [reply.token_ids for reply in replies] == expected
+
+
+def test_answers_stand_in_the_order_of_their_prompts(policy, tokenizer):
+    options = {"max_new_tokens": NEW, "batch_size": 2}
+    forward = answer(policy, tokenizer, PROMPTS, **options)
+    assert answer(policy, tokenizer, PROMPTS[::-1], **options) == forward[::-1]
+
+
+def test_ended_says_whether_the_last_token_is_eos(policy, tokenizer):
+    replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=4)
+    assert {reply.ended for reply in replies} == {True, False}
+    for reply in replies:
+        assert reply.ended == (reply.token_ids[-1] == tokenizer.eos_token_id)
+        assert tokenizer.eos_token_id not in reply.token_ids[:-1]
+        assert reply.ended or len(reply.token_ids) == NEW
+
+
+def test_text_is_what_the_tokens_say_without_special_ones(policy, tokenizer):
+    for reply in answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=4):
+        special = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        plain = [token for token in reply.token_ids if token not in special]
+        assert reply.text == tokenizer.decode(plain).strip()
+
+
+def test_what_follows_eos_is_cut_and_eos_is_kept_as_a_token(tokenizer):
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    words = tokenizer(" heat the oven")["input_ids"]
+    assert _as_answer([*words, eos, pad, pad], tokenizer) == Answer("heat the oven", (*words, eos), True)
+    assert _as_answer([*words, eos, *words, eos], tokenizer) == Answer("heat the oven", (*words, eos), True)
+    assert _as_answer(words, tokenizer) == Answer("heat the oven", tuple(words), False)
+    assert _as_answer([eos, pad], tokenizer) == Answer("", (eos,), True)
+
+
+def test_generate_gives_the_texts(policy, tokenizer):
+    options = {"max_new_tokens": NEW, "batch_size": 4}
+    replies = answer(policy, tokenizer, PROMPTS, **options)
+    assert generate(policy, tokenizer, PROMPTS, **options) == [reply.text for reply in replies]
+
+
+def test_side_of_the_tokenizers_padding_does_not_matter(policy, tokenizer):
+    options = {"max_new_tokens": NEW, "batch_size": 4}
+    tokenizer.padding_side = "left"
+    left = answer(policy, tokenizer, PROMPTS, **options)
+    tokenizer.padding_side = "right"
+    assert answer(policy, tokenizer, PROMPTS, **options) == left
+
+
+def test_beam_search_in_a_batch_is_that_of_each_prompt_alone(policy, tokenizer):
+    options = {"max_new_tokens": 12, "num_beams": 3, "repetition_penalty": 1.2}
+    alone = [answer(policy, tokenizer, [prompt], batch_size=1, **options)[0] for prompt in PROMPTS]
+    assert answer(policy, tokenizer, PROMPTS, batch_size=4, **options) == alone
+    assert alone != answer(policy, tokenizer, PROMPTS, batch_size=4, max_new_tokens=12)
+
+
+def test_repetition_penalty_makes_repetition_rarer(policy, tokenizer):
+    def distinct(penalty):
+        replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=7, repetition_penalty=penalty)
+        return sum(len(set(reply.token_ids)) / len(reply.token_ids) for reply in replies)
+
+    assert distinct(1000.0) > distinct(1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompt_that_leaves_no_room_in_the_context_is_refused_by_name(policy, tokenizer, temperature):
+    room = policy.config.max_position_embeddings - len(prompt_ids(tokenizer, PROMPTS[2]))
+    options = {"batch_size": 2, "temperature": temperature}
+    with pytest.raises(ValueError, match=rf"'What are the benefits.*{room + 1} new tokens.*context of 128"):
+        answer(policy, tokenizer, PROMPTS, max_new_tokens=room + 1, **options)
+    replies = answer(policy, tokenizer, PROMPTS[2:3], max_new_tokens=room, **options)
+    assert 0 < len(replies[0].token_ids) <= room
+
+
+def sample(policy, tokenizer, prompts=PROMPTS, seed=0, **options):
+    settings = {"max_new_tokens": NEW, "batch_size": 4, "temperature": 1.0, **options}
+    return answer(policy, tokenizer, prompts, seed=seed, **settings)
+
+
+def test_sampling_with_a_seed_is_repeatable(policy, tokenizer):
+    first = sample(policy, tokenizer, seed=5)
+    torch.rand(3)
+    assert sample(policy, tokenizer, seed=5) == first
+    assert sample(policy, tokenizer, seed=6) != first
+
+
+def test_sampling_leaves_the_global_generator_as_it_was(policy, tokenizer):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    sample(policy, tokenizer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_equal_prompts_are_sampled_independently(policy, tokenizer):
+    replies = sample(policy, tokenizer, [PROMPTS[0]] * 6, batch_size=3)
+    assert len(set(replies)) == 6
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_samples_follow_the_softmax_of_the_whole_vocabulary(policy, tokenizer, temperature):
+    with torch.no_grad():
+        logits = policy(input_ids=torch.tensor([prompt_ids(tokenizer, "Why?")])).logits[0, -1]
+    probability = (logits.double() / temperature).softmax(-1)
+    draws = sample(policy, tokenizer, ["Why?"] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1)
+    drawn = torch.tensor([reply.token_ids[0] for reply in draws])
+    ranked = probability.argsort(descending=True)
+    for part in (ranked[:1], ranked[:5], ranked[50:]):  # a cut to the 50 best, the library's default, would show
+        expected = probability[part].sum().item()
+        share = torch.isin(drawn, part).double().mean().item()
+        assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 1000) + 1e-3
+
+
+@torch.no_grad()
+def logprob_by_hand(model, tokenizer, prompt, reply):
+    """log p of each token given all before it: one forward pass per token."""
+    ids, total = prompt_ids(tokenizer, prompt), 0.0
+    for token in reply.token_ids:
+        total += model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token].item()
+        ids = [*ids, token]
+    return total
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_logprobs_are_those_of_one_token_after_another(policy, tokenizer, batch_size):
+    eos, draw = tokenizer.eos_token_id, random.Random(0)
+    replies = []
+    for i in range(len(PROMPTS)):  # of 1 to 7 tokens, every second one ended
+        words = draw.choices(range(2, len(tokenizer)), k=i)
+        replies.append(Answer("", (*words, eos), True) if i % 2 == 0 else Answer("", tuple(words), False))
+    expected = [logprob_by_hand(policy, tokenizer, p, r) for p, r in zip(PROMPTS, replies, strict=True)]
+    got = response_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=batch_size)
+    assert got.shape == (len(PROMPTS),)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_logprob_of_ending_is_counted(policy, tokenizer):
+    words = tuple(tokenizer(" heat the oven")["input_ids"])
+    replies = [Answer("", words, False), Answer("", (*words, tokenizer.eos_token_id), True)]
+    without, with_eos = response_logprobs(policy, tokenizer, PROMPTS[:1] * 2, replies, batch_size=2)
+    assert with_eos < without - 0.01 < 0
+
+
+def test_kl_of_a_policy_from_itself_is_zero_and_from_another_positive(policy, tokenizer):
+    replies = sample(policy, tokenizer, [PROMPTS[0]] * 60, batch_size=60)
+    prompts = [PROMPTS[0]] * 60
+    own = response_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
+    assert own == pytest.approx(response_logprobs(policy, tokenizer, prompts, replies, batch_size=60), abs=1e-3)
+    with torch.no_grad():
+        policy.get_input_embeddings().weight *= 0.8
+    other = response_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
+    assert (own - other).mean() > 0.5

@@ -1,0 +1,227 @@
+"""Metrics against known answers: by hand, by the library underneath, or by simulation."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from rouge_score import rouge_scorer
+
+from rlhf import metrics
+from rlhf.metrics import (
+    bootstrap_interval,
+    calibration,
+    distinct_n,
+    expected_calibration_error,
+    length_rule,
+    paired_difference,
+    paired_rows,
+    rouge,
+    rouge_per_example,
+    sliced,
+    summary_rows,
+    wins,
+)
+
+PREDICTIONS = ["the cat sat on the mat", "Roasting vegetables, slowly!", "nothing in common", "", "日本 a b"]
+REFERENCES = ["the cat lay on the mat", "roast the vegetable slowly", "quite another thing", "a reference", "a b c"]
+
+
+def test_rouge_of_a_pair_as_counted_by_hand():
+    # Unigrams: 5 of 6 in common. Bigrams: "the cat", "on the", "the mat" of 5. Longest common subsequence: 5 of 6.
+    got = rouge(["the cat sat on the mat"], ["the cat lay on the mat"])
+    assert got == pytest.approx({"rouge1": 5 / 6, "rouge2": 3 / 5, "rougeL": 5 / 6})
+    # Precision 2/2, recall 2/4, F 2/3; no bigram in common; the order is kept.
+    got = rouge(["a c"], ["a b c d"])
+    assert got == pytest.approx({"rouge1": 2 / 3, "rouge2": 0, "rougeL": 2 / 3})
+
+
+def test_rouge_l_sees_the_order_and_rouge_1_does_not():
+    got = rouge(["c b a"], ["a b c"])
+    assert (got["rouge1"], got["rougeL"]) == pytest.approx((1, 1 / 3))
+
+
+def test_rouge_compares_stems_and_ignores_case_and_punctuation():
+    assert rouge(["Roasting vegetables!"], ["roasted vegetable"])["rouge2"] == 1
+
+
+def test_rouge_is_that_of_the_library_underneath():
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    got = rouge_per_example(PREDICTIONS, REFERENCES)
+    for name, values in got.items():
+        direct = [scorer.score(r, p)[name].fmeasure for p, r in zip(PREDICTIONS, REFERENCES, strict=True)]
+        assert values == pytest.approx(direct)
+        assert rouge(PREDICTIONS, REFERENCES)[name] == pytest.approx(np.mean(direct))
+    assert list(got) == ["rouge1", "rouge2", "rougeL"]
+
+
+def test_rouge_called_twice_counts_each_call_alone():
+    rouge(["a b"], ["a b"])
+    assert rouge(["x"], ["y"]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+
+
+@pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], []), (["a", "b"], ["a"])])
+def test_rouge_of_empty_or_unequal_lists_is_refused(predictions, references):
+    with pytest.raises(ValueError, match=f"{len(predictions)} predictions and {len(references)} references"):
+        rouge(predictions, references)
+
+
+def test_rouge_works_without_a_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a network was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+    metrics._rouge_metric.cache_clear()
+    assert rouge(["the cat sat on the mat"], ["the cat lay on the mat"])["rouge2"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("values", [[0.25], [3.0] * 50, [-1, -1]])
+def test_interval_of_constants_is_the_constant(values):
+    assert bootstrap_interval(values) == (values[0],) * 3
+
+
+def test_interval_holds_the_mean_and_narrows_with_more_values_and_less_confidence():
+    values = np.random.default_rng(0).normal(size=400)
+    mean, low, high = bootstrap_interval(values)
+    assert mean == pytest.approx(values.mean()) and low < mean < high
+    # The normal approximation is good at this size: 1.96 standard errors on each side.
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+    _, low_few, high_few = bootstrap_interval(values[:100])
+    assert high_few - low_few > 1.5 * (high - low)
+    _, low_half, high_half = bootstrap_interval(values, level=0.5)
+    assert low < low_half < high_half < high
+
+
+def test_interval_is_repeatable_and_depends_on_its_seed():
+    values = np.random.default_rng(0).normal(size=30)
+    assert bootstrap_interval(values) == bootstrap_interval(list(values))
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=0)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_interval_covers_the_truth_as_often_as_it_says(level):
+    rng = np.random.default_rng(0)
+    trials = 400
+    intervals = [bootstrap_interval(rng.normal(2, 1, size=60), level) for _ in range(trials)]
+    covered = np.mean([low <= 2 <= high for _, low, high in intervals])
+    assert abs(covered - level) < 3 * math.sqrt(level * (1 - level) / trials) + 0.01
+
+
+@pytest.mark.parametrize("values", [[], 3.0, [[1.0, 2.0]]])
+def test_interval_needs_one_number_per_prompt(values):
+    with pytest.raises(ValueError, match="no bootstrap interval"):
+        bootstrap_interval(values)
+
+
+def test_paired_difference_takes_out_the_spread_between_prompts():
+    baseline = np.random.default_rng(0).normal(0, 100, size=50)
+    assert paired_difference(baseline + 0.5, baseline) == pytest.approx((0.5, 0.5, 0.5))
+    assert paired_difference(baseline, baseline + 0.5) == pytest.approx((-0.5, -0.5, -0.5))
+
+
+def test_paired_difference_is_the_interval_of_the_differences():
+    values, baseline = np.random.default_rng(1).normal(size=(2, 40))
+    assert paired_difference(values, baseline) == bootstrap_interval(values - baseline)
+    assert paired_difference(list(values), list(baseline))[0] == pytest.approx(values.mean() - baseline.mean())
+
+
+def test_paired_difference_of_unequal_lists_is_refused():
+    with pytest.raises(ValueError, match="2 values against 3"):
+        paired_difference([1, 2], [1, 2, 3])
+
+
+def test_a_tie_is_half_a_win():
+    assert wins([2, 1, 3.5], [1, 2, 3.5]).tolist() == [1, 0, 0.5]
+    assert wins([1, 5], [1, 1]).mean() == 0.75
+
+
+def test_summary_has_one_row_per_metric_in_the_promised_columns():
+    table = summary_rows("ppo", {"reward": [1.0, 1.0], "gold": [0.0, 2.0, 4.0]})
+    assert list(table.columns) == ["model", "metric", "mean", "ci_low", "ci_high", "n"]
+    assert table.iloc[0].tolist() == ["ppo", "reward", 1.0, 1.0, 1.0, 2]
+    assert table.iloc[1].tolist() == ["ppo", "gold", *bootstrap_interval([0.0, 2.0, 4.0]), 3]
+
+
+def test_paired_rows_compare_every_other_model_to_the_one_that_is_named():
+    table = paired_rows({"gold": {"sft": [1.0, 5.0], "ppo": [2.0, 6.0], "base": [1.0, 4.0]}}, against="sft")
+    assert list(table.columns) == ["model", "against", "metric", "difference", "ci_low", "ci_high", "n"]
+    assert table.iloc[0].tolist() == ["ppo", "sft", "gold", 1.0, 1.0, 1.0, 2]
+    assert table.iloc[1, :4].tolist() == ["base", "sft", "gold", -0.5]
+    assert len(table) == 2
+
+
+def test_sliced_means_are_those_of_the_members_of_each_group():
+    groups = pd.DataFrame({"kind": ["a", "b", "a"], "longer": [True, True, False]}, index=[7, 8, 9])
+    table = sliced([1.0, 0.0, 0.0], groups)
+    assert list(table.columns) == ["by", "slice", "mean", "ci_low", "ci_high", "n"]
+    rows = {(by, name): (mean, n) for by, name, mean, _, _, n in table.itertuples(index=False)}
+    assert rows == {
+        ("kind", "a"): (0.5, 2),
+        ("kind", "b"): (0.0, 1),
+        ("longer", False): (0.0, 1),
+        ("longer", True): (0.5, 2),
+    }
+
+
+def test_length_rule_picks_the_answer_with_more_words():
+    chosen = ["one two three", "one", "one two", "a  b\nc"]
+    rejected = ["one two", "one two", "anotherword anotherword", "a b c d"]
+    assert length_rule(chosen, rejected).tolist() == [1, 0, 0.5, 0]
+
+
+def test_distinct_n_as_counted_by_hand():
+    texts = ["the cat the cat", "The dog"]
+    assert distinct_n(texts, 1) == 3 / 6  # the, cat, dog
+    assert distinct_n(texts, 2) == 3 / 4  # the cat, cat the, the dog; "the cat" stands twice
+    assert distinct_n(texts, 4) == 1
+    assert distinct_n(["a b", "c d"], 2) == 1  # no bigram runs from one text into the next
+
+
+def test_distinct_n_without_any_n_gram_is_zero():
+    assert [distinct_n([], 1), distinct_n(["", " "], 1), distinct_n(["one two"], 3)] == [0, 0, 0]
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_calibration_as_computed_by_hand():
+    table = calibration([2.0, 2.0, -2.0, 0.1])
+    assert list(table.columns) == ["confidence", "accuracy", "ci_low", "ci_high", "n"]
+    assert table.confidence.tolist() == pytest.approx([sigmoid(0.1), sigmoid(2)])  # 0.52 and 0.88
+    assert table.accuracy.tolist() == pytest.approx([1, 2 / 3])
+    assert table.n.tolist() == [1, 3]
+    error = (1 * (1 - sigmoid(0.1)) + 3 * (sigmoid(2) - 2 / 3)) / 4
+    assert expected_calibration_error(table) == pytest.approx(error)
+
+
+def test_calibration_puts_each_confidence_into_its_bin_and_counts_every_pair_once():
+    margins = np.random.default_rng(0).normal(0, 3, size=500)
+    table = calibration(margins, bins=5)
+    edges = np.linspace(0.5, 1, 6)
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    assert table.n.tolist() == np.histogram(confidence, edges)[0].tolist()
+    assert (table.n * table.accuracy).sum() == (margins > 0).sum()
+
+
+def test_calibration_of_ties_and_of_certainty():
+    table = calibration([0.0, 0.0, 1000.0, -1000.0])
+    assert table.confidence.tolist() == [0.5, 1.0]
+    assert table.accuracy.tolist() == [0.5, 0.5]
+    assert expected_calibration_error(table) == pytest.approx(0.25)
+
+
+def test_calibration_error_is_small_where_labels_follow_the_sigmoid_and_large_where_margins_are_too_wide():
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(0, 2, size=5_000)
+    margins = np.where(rng.random(len(gaps)) < 1 / (1 + np.exp(-gaps)), gaps, -gaps)
+    assert expected_calibration_error(calibration(margins)) < 0.03
+    assert expected_calibration_error(calibration(5 * margins)) > 0.1
+
+
+def test_metric_module_is_loaded_once():
+    assert metrics._rouge_metric() is metrics._rouge_metric()
+    assert isinstance(summary_rows("base", rouge_per_example(PREDICTIONS, REFERENCES)), pd.DataFrame)

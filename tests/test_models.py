@@ -1,0 +1,323 @@
+"""Loading: a pad token of its own, 4-bit weights that train, adapters that merge exactly, and scores that survive."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from conftest import tiny_config
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
+
+from rlhf import models, outputs
+from rlhf.profiles import load_profile
+from rlhf.rewards import score
+
+PROMPTS = ["How do I roast tofu slices?", "Why should I care about pruning rose bushes?", "What?"]
+ANSWERS = ["First, heat the oven.", "Light and air reach the inner stems. Tip: look from far.", "Yes"]
+TARGETS = ["c_attn", "c_proj", "c_fc"]
+
+
+@pytest.fixture
+def gpt2_like(tmp_path):
+    """A tokenizer that has no pad token at all, and a model with as many rows as it has tokens."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["heat the oven and turn it"] * 5, vocab_size=280, special_tokens=["<|endoftext|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", model_max_length=64
+    )
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(tiny_config(tokenizer, n_positions=64, pad_token_id=None)).eval(), tokenizer
+
+
+@torch.no_grad()
+def logits_of(model, tokenizer, text):
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    return model(input_ids=ids).logits[0]
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_pad_token_is_added_with_a_row_that_is_the_mean_of_the_others(gpt2_like):
+    model, tokenizer = gpt2_like
+    size = len(tokenizer)
+    old = model.get_input_embeddings().weight.detach().clone()
+    models.add_pad_token(model, tokenizer)
+    new = model.get_input_embeddings().weight.detach()
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == (models.PAD, size, size + 1)
+    assert new.shape == (size + 1, 32)
+    assert torch.equal(new[:size], old)
+    torch.testing.assert_close(new[size], old.mean(dim=0))
+
+
+def test_tied_head_stays_tied_and_logits_of_the_old_tokens_do_not_change(gpt2_like):
+    model, tokenizer = gpt2_like
+    before = logits_of(model, tokenizer, "heat the oven")
+    models.add_pad_token(model, tokenizer)
+    after = logits_of(model, tokenizer, "heat the oven")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert torch.equal(after[:, :-1], before)
+    torch.testing.assert_close(after[:, -1], before.mean(dim=-1))
+
+
+def test_head_of_its_own_gets_a_mean_row_too(gpt2_like):
+    _, tokenizer = gpt2_like
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(tiny_config(tokenizer, tie_word_embeddings=False)).eval()
+    heads = (
+        model.get_input_embeddings().weight.detach().clone(),
+        model.get_output_embeddings().weight.detach().clone(),
+    )
+    models.add_pad_token(model, tokenizer)
+    torch.testing.assert_close(model.get_input_embeddings().weight[-1], heads[0].mean(dim=0))
+    torch.testing.assert_close(model.get_output_embeddings().weight[-1], heads[1].mean(dim=0))
+
+
+def test_configurations_know_the_tokens_also_after_saving(gpt2_like, tmp_path):
+    model, tokenizer = gpt2_like
+    models.add_pad_token(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path)
+    for config in (model.config, model.generation_config, again.config, again.generation_config):
+        assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert again.config.vocab_size == len(tokenizer)
+
+
+def test_pad_token_that_is_eos_is_replaced(gpt2_like):
+    model, tokenizer = gpt2_like
+    tokenizer.pad_token = tokenizer.eos_token
+    models.add_pad_token(model, tokenizer)
+    assert tokenizer.pad_token == models.PAD
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_pad_token_of_its_own_is_kept_and_nothing_is_resized(policy, tokenizer):
+    before = weights(policy)
+    models.add_pad_token(policy, tokenizer)
+    assert tokenizer.pad_token == "<|pad|>" and policy.config.vocab_size == len(tokenizer)
+    assert all(torch.equal(before[name], value) for name, value in weights(policy).items())
+
+
+def test_adding_the_pad_token_twice_changes_nothing_more(gpt2_like):
+    model, tokenizer = gpt2_like
+    models.add_pad_token(model, tokenizer)
+    before, size = weights(model), len(tokenizer)
+    models.add_pad_token(model, tokenizer)
+    assert len(tokenizer) == size
+    assert all(torch.equal(before[name], value) for name, value in weights(model).items())
+
+
+def test_rows_that_a_model_has_beyond_its_tokenizer_stay(gpt2_like):
+    """Some models round their vocabulary up: the pad token then takes a row that is there."""
+    _, tokenizer = gpt2_like
+    model = GPT2LMHeadModel(tiny_config(tokenizer, vocab_size=len(tokenizer) + 7)).eval()
+    rows = model.get_input_embeddings().num_embeddings
+    models.add_pad_token(model, tokenizer)
+    assert model.get_input_embeddings().num_embeddings == rows
+    assert tokenizer.pad_token_id < rows
+
+
+def test_local_model_is_prepared_once_for_all_stages(gpt2_like, tmp_path, monkeypatch):
+    model, tokenizer = gpt2_like
+    model.save_pretrained(tmp_path / "gpt2_like")
+    tokenizer.save_pretrained(tmp_path / "gpt2_like")
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
+    profile = dataclasses.replace(load_profile("gpt2"), model=str(tmp_path / "gpt2_like"))
+    prepared, its_tokenizer = models.prepare_base(profile)
+    assert its_tokenizer.pad_token == models.PAD and not prepared.training
+    again, again_tokenizer = models.load_base(profile), models.load_tokenizer(profile)
+    assert len(again_tokenizer) == again.config.vocab_size == len(its_tokenizer)
+    text = "heat the oven"
+    assert torch.equal(logits_of(again, again_tokenizer, text), logits_of(prepared, its_tokenizer, text))
+
+
+def test_lab_base_is_prepared_and_loaded_the_same(profile_with_base):
+    prepared, tokenizer = models.prepare_base(profile_with_base)
+    again = models.load_base(profile_with_base)
+    assert again.dtype == torch.float32 and not prepared.training
+    assert torch.equal(logits_of(prepared, tokenizer, PROMPTS[0]), logits_of(again, tokenizer, PROMPTS[0]))
+
+
+def test_hub_model_without_a_network_is_an_error_that_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("RLHF_MODEL", "nobody/no-such-model")
+    with pytest.raises(ConnectionError, match=r"'nobody/no-such-model'.*RLHF_MODEL.*local folder.*RLHF_PROFILE=lab"):
+        models.prepare_base(load_profile("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (models.load_tokenizer, "base"),
+        (models.load_base, "base"),
+        (models.load_sft, "sft_full_final"),
+        (lambda p: models.load_sft(p, "qlora"), "sft_qlora_final"),
+        (lambda p: models.new_reward_model(p, seed=0), "sft_full_final"),
+        (models.load_reward_model, "reward_model_final"),
+        (models.load_aligned, "ppo_aligned_final"),
+    ],
+)
+def test_missing_checkpoint_names_the_notebook_to_run(profile, load, name):
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing; run {outputs.MADE_BY[name]} first"):
+        load(profile)
+
+
+def test_unknown_policy_is_refused(profile):
+    with pytest.raises(ValueError, match=r"'dpo'.*'full' or 'qlora'"):
+        models.load_sft(profile, "dpo")
+
+
+def quantized_layers(model):
+    return [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+
+
+def test_quantized_base_has_4_bit_layers_and_answers_nearly_as_the_float_one(profile_with_base):
+    tokenizer = models.load_tokenizer(profile_with_base)
+    plain, quantized = (models.load_base(profile_with_base), models.load_base(profile_with_base, quantized=True))
+    assert len(quantized_layers(quantized)) == 2 * 4 and quantized_layers(plain) == []
+    assert models.weight_bytes(quantized) < models.weight_bytes(plain)
+    expected, got = (logits_of(m, tokenizer, PROMPTS[0]).float() for m in (plain, quantized))
+    error = (got - expected).norm() / expected.norm()
+    assert 0 < error < 0.2
+
+
+def lora(**settings):
+    return LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS, **settings)
+
+
+def train_a_little(model, tokenizer, steps=3):
+    """Some optimiser steps on one text; returns the losses."""
+    batch = torch.tensor([tokenizer(" ".join(ANSWERS))["input_ids"]])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def test_quantized_base_trains_after_an_evaluation(profile_with_base):
+    """bitsandbytes may repack 4-bit weights for a kernel without a gradient at the first evaluation on a CPU."""
+    tokenizer = models.load_tokenizer(profile_with_base)
+    model = get_peft_model(models.load_base(profile_with_base, quantized=True), lora(task_type="CAUSAL_LM"))
+    model.eval()
+    first = logits_of(model, tokenizer, PROMPTS[0])
+    losses = train_a_little(model, tokenizer)
+    second = logits_of(model, tokenizer, PROMPTS[0])
+    losses += train_a_little(model, tokenizer)
+    assert losses[-1] < losses[0]
+    assert first.isfinite().all() and not torch.equal(first, second)
+
+
+def merged_by_hand(base, adapter):
+    """The base with alpha / r * B A added to each adapted layer; GPT-2's Conv1D holds its weight transposed."""
+    merged = copy.deepcopy(base)
+    layers = dict(merged.named_modules())
+    state = adapter.state_dict()
+    for name in [name for name in state if "lora_A" in name]:
+        a, b = state[name], state[name.replace("lora_A", "lora_B")]
+        layer = layers[name.removeprefix("base_model.model.").split(".lora_A")[0]]
+        layer.weight.data += (8 / 4 * b @ a).T
+    return merged
+
+
+def test_saved_qlora_adapter_loads_as_the_float_base_plus_the_adapter(profile_with_base):
+    tokenizer = models.load_tokenizer(profile_with_base)
+    adapter = get_peft_model(models.load_base(profile_with_base, quantized=True), lora(task_type="CAUSAL_LM"))
+    train_a_little(adapter, tokenizer)
+    outputs.save_checkpoint(profile_with_base, "sft_qlora_final", adapter)
+    loaded = models.load_sft(profile_with_base, "qlora")
+    base = models.load_base(profile_with_base)
+    expected = merged_by_hand(base, adapter)
+    assert quantized_layers(loaded) == [] and not loaded.training
+    assert not any("lora" in name for name, _ in loaded.named_parameters())
+    got = weights(loaded)
+    for name, value in expected.named_parameters():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=0)
+    changed = [name for name, value in base.named_parameters() if not torch.allclose(got[name], value)]
+    assert len(changed) == 2 * 4
+
+
+def test_full_policy_is_loaded_as_saved_and_ready_to_answer(profile_with_base, policy, tokenizer):
+    outputs.save_checkpoint(profile_with_base, "sft_full_final", policy, tokenizer)
+    loaded = models.load_sft(profile_with_base)
+    assert torch.equal(logits_of(loaded, tokenizer, PROMPTS[0]), logits_of(policy, tokenizer, PROMPTS[0]))
+    assert not loaded.training and loaded.dtype == torch.float32
+    outputs.save_checkpoint(profile_with_base, "ppo_aligned_final", policy, tokenizer)
+    aligned = models.load_aligned(profile_with_base)
+    assert torch.equal(logits_of(aligned, tokenizer, PROMPTS[1]), logits_of(policy, tokenizer, PROMPTS[1]))
+
+
+def test_new_reward_model_is_the_sft_policy_with_one_output_drawn_from_the_seed(profile_with_sft):
+    first, again, other = (models.new_reward_model(profile_with_sft, seed=seed) for seed in (1, 1, 2))
+    assert first.score.weight.shape == (1, profile_with_sft.lab.width) and first.config.num_labels == 1
+    assert torch.equal(first.score.weight, again.score.weight)
+    assert not torch.equal(first.score.weight, other.score.weight)
+    sft = models.load_sft(profile_with_sft).transformer.state_dict()
+    assert all(torch.equal(sft[name], value) for name, value in first.transformer.state_dict().items())
+
+
+def trained_reward_model(profile, tokenizer):
+    """A PEFT reward model after some steps that push the first answer above the second."""
+    config = lora(task_type="SEQ_CLS", modules_to_save=["score"])
+    model = get_peft_model(models.new_reward_model(profile, seed=3), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    chosen, rejected = (torch.tensor([tokenizer(text)["input_ids"]]) for text in ANSWERS[:2])
+    model.train()
+    for _ in range(3):
+        margin = model(input_ids=chosen).logits - model(input_ids=rejected).logits
+        (-torch.nn.functional.logsigmoid(margin)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def test_saved_reward_model_keeps_its_scores_and_its_head_exactly(profile_with_sft):
+    tokenizer = models.load_tokenizer(profile_with_sft)
+    trained = trained_reward_model(profile_with_sft, tokenizer)
+    untrained = models.new_reward_model(profile_with_sft, seed=3)
+    outputs.save_checkpoint(profile_with_sft, "reward_model_final", trained, tokenizer)
+    loaded = models.load_reward_model(profile_with_sft)
+    head = trained.base_model.model.score.modules_to_save["default"].weight
+    assert torch.equal(loaded.score.weight, head)
+    assert not torch.equal(head, untrained.score.weight)
+    expected = score(trained, tokenizer, PROMPTS, ANSWERS)
+    assert score(loaded, tokenizer, PROMPTS, ANSWERS) == pytest.approx(expected, abs=1e-5)
+    assert abs(score(untrained, tokenizer, PROMPTS, ANSWERS) - expected).max() > 1e-3
+
+
+def test_merged_reward_model_keeps_its_scores_when_it_is_saved_whole(profile_with_sft, tmp_path):
+    tokenizer = models.load_tokenizer(profile_with_sft)
+    outputs.save_checkpoint(profile_with_sft, "reward_model_final", trained_reward_model(profile_with_sft, tokenizer))
+    loaded = models.load_reward_model(profile_with_sft)
+    loaded.save_pretrained(tmp_path / "merged")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert score(again, tokenizer, PROMPTS, ANSWERS) == pytest.approx(
+        score(loaded, tokenizer, PROMPTS, ANSWERS), abs=1e-5
+    )
+
+
+def test_parameters_and_bytes_are_counted_by_hand():
+    layer = torch.nn.Linear(3, 2)
+    assert (models.trainable_parameters(layer), models.weight_bytes(layer)) == (8, 32)
+    layer.bias.requires_grad = False
+    assert (models.trainable_parameters(layer), models.weight_bytes(layer)) == (6, 32)
+    assert models.weight_bytes(layer.half()) == 16
+
+
+def test_bf16_is_not_used_where_the_processor_only_emulates_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for capability, supported, expected in (("AVX512", True, True), ("AVX2", True, False), ("AVX512", False, False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert models.use_bf16() is expected

@@ -1,0 +1,425 @@
+"""The helper modules of the three stages: what is learned from which tokens, and trainers that learn it."""
+
+import copy
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import import_stage
+from datasets import Dataset
+
+from rlhf import models, outputs
+from rlhf.data import load_preferences
+from rlhf.rewards import encode, score
+from rlhf.template import format_prompt
+
+sft_data = import_stage("01_supervised_finetuning/prepare_data.py")
+finetune = import_stage("01_supervised_finetuning/finetune.py")
+reward_data = import_stage("02_reward_modeling/data_pipeline.py")
+train_reward = import_stage("02_reward_modeling/train_reward.py")
+ppo_data = import_stage("03_ppo_alignment/prepare_data.py")
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    ppo_config = import_stage("03_ppo_alignment/ppo_config.py")
+
+IGNORED = -100
+EXAMPLES = Dataset.from_dict(
+    {
+        "prompt": [format_prompt("How do I roast tofu slices?"), format_prompt("Why?")],
+        "completion": ["First, heat the oven.\nThen wait.", "Because 日本."],
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """float32, so that losses can be compared with those by hand."""
+    monkeypatch.setattr(models, "use_bf16", lambda: False)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # the trainers set it; restored after each test
+
+
+def rows_of(tokenized):
+    return zip(tokenized["input_ids"], tokenized["labels"], strict=True)
+
+
+# Stage 1: data
+
+
+def test_sft_examples_are_the_chosen_answers_in_the_template(profile_with_base):
+    splits = sft_data.get_sft_datasets(profile_with_base)
+    pairs = load_preferences(profile_with_base)
+    assert list(splits) == ["train", "validation", "test"]
+    for name, rows in splits.items():
+        assert rows.column_names == ["prompt", "completion"]
+        assert rows["prompt"] == [format_prompt(prompt) for prompt in pairs[name]["prompt"]]
+        assert rows["completion"] == pairs[name]["chosen"]
+
+
+def test_prompt_with_several_pairs_gives_one_example_per_distinct_answer(profile_with_base, monkeypatch):
+    rows = Dataset.from_dict({"prompt": ["Why?"] * 3, "chosen": ["A.", "A.", "B."], "rejected": ["1", "2", "3"]})
+    monkeypatch.setattr(sft_data, "load_preferences", lambda _: {"train": rows})
+    examples = sft_data.get_sft_datasets(profile_with_base)["train"]
+    assert examples["completion"] == ["A.", "B."]
+
+
+def test_example_that_is_too_long_is_left_out_with_a_printed_line(profile_with_base, monkeypatch, capsys):
+    rows = Dataset.from_dict({"prompt": ["Why?", "How?"], "chosen": ["A.", "word " * 300], "rejected": ["1", "2"]})
+    monkeypatch.setattr(sft_data, "load_preferences", lambda _: {"train": rows})
+    examples = sft_data.get_sft_datasets(profile_with_base)["train"]
+    assert examples["completion"] == ["A."]
+    limit = profile_with_base.sft.max_length
+    expected = f"train examples: 1 of 2 rows are longer than {limit} tokens and are left out\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_loss_sees_the_completion_with_its_eos_and_nothing_of_the_prompt(tokenizer):
+    tokenized = sft_data.tokenize(EXAMPLES, tokenizer)
+    for example, (ids, labels) in zip(EXAMPLES, rows_of(tokenized), strict=True):
+        prompt = tokenizer(example["prompt"])["input_ids"]
+        assert ids[: len(prompt)] == prompt
+        assert labels[: len(prompt)] == [IGNORED] * len(prompt)
+        assert labels[len(prompt) :] == ids[len(prompt) :]
+        assert ids[-1] == labels[-1] == tokenizer.eos_token_id
+        assert ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_labels_decode_to_the_completion_and_eos(tokenizer):
+    for example, (_, labels) in zip(EXAMPLES, rows_of(sft_data.tokenize(EXAMPLES, tokenizer)), strict=True):
+        learned = [label for label in labels if label != IGNORED]
+        assert tokenizer.decode(learned) == example["completion"] + tokenizer.eos_token
+
+
+def test_tokens_of_sft_are_those_of_the_reward_model(tokenizer):
+    ids = sft_data.tokenize(EXAMPLES, tokenizer)["input_ids"]
+    assert ids == encode(tokenizer, ["How do I roast tofu slices?", "Why?"], EXAMPLES["completion"])
+
+
+def test_without_ending_there_is_no_eos(tokenizer):
+    with_eos = sft_data.tokenize(EXAMPLES, tokenizer, "eos")
+    without = sft_data.tokenize(EXAMPLES, tokenizer, "none")
+    for column in ("input_ids", "labels"):
+        assert without[column] == [row[:-1] for row in with_eos[column]]
+
+
+def test_with_pad_as_eos_the_model_reads_eos_and_does_not_learn_it(tokenizer):
+    with_eos = sft_data.tokenize(EXAMPLES, tokenizer, "eos")
+    masked = sft_data.tokenize(EXAMPLES, tokenizer, "pad_is_eos")
+    assert masked["input_ids"] == with_eos["input_ids"]
+    assert masked["labels"] == [[*row[:-1], IGNORED] for row in with_eos["labels"]]
+
+
+def test_unknown_ending_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"'stop'.*eos, none, pad_is_eos"):
+        sft_data.tokenize(EXAMPLES, tokenizer, "stop")
+
+
+# Stage 1: training
+
+
+@pytest.fixture
+def sft(profile_with_base):
+    """A profile that trains 24 steps, its tokenizer, and tokenised train and validation examples."""
+    profile = dataclasses.replace(profile_with_base, max_steps=24)
+    tokenizer = models.load_tokenizer(profile)
+    splits = sft_data.get_sft_datasets(profile)
+    return (profile, tokenizer, *(sft_data.tokenize(splits[name], tokenizer) for name in ("train", "validation")))
+
+
+@torch.no_grad()
+def loss_by_hand(model, examples):
+    """Mean over all learned tokens of -log p(token | all before it), one example at a time."""
+    losses = []
+    for ids, labels in rows_of(examples):
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        learned = [i for i, label in enumerate(labels) if label != IGNORED]
+        losses += [-logprobs[i - 1, labels[i]].item() for i in learned]
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("ending", ["eos", "none", "pad_is_eos"])
+def test_validation_loss_is_that_of_the_learned_tokens_alone(sft, ending):
+    profile, tokenizer, train, _ = sft
+    part = sft_data.get_sft_datasets(profile)["validation"].select(range(profile.sft.batch_size))
+    examples = sft_data.tokenize(part, tokenizer, ending)
+    model = models.load_base(profile)
+    trainer = finetune.make_trainer(profile, "check", model, tokenizer, train, examples, learning_rate=1e-3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss_by_hand(model.eval(), examples), rel=1e-3)
+
+
+def test_full_finetuning_lowers_both_losses_and_writes_tensorboard_files(sft):
+    profile, tokenizer, train, validation = sft
+    model = models.load_base(profile)
+    before = loss_by_hand(model.eval(), validation)
+    trainer = finetune.make_trainer(
+        profile, "sft_full", model, tokenizer, train, validation, learning_rate=3e-3, epochs=2
+    )
+    trainer.train()
+    assert loss_by_hand(trainer.model.eval(), validation) < before - 0.3
+    curve = finetune.loss_curve(trainer, "sft_full")
+    assert list(curve.columns) == ["run", "split", "step", "loss"]
+    train_loss = curve.query("split == 'train'").loss
+    assert len(train_loss) >= 10 and train_loss.iloc[-1] < train_loss.iloc[0] - 0.3
+    validation_rows = curve.query("split == 'validation'")
+    assert len(validation_rows) == profile.sft.evaluations and validation_rows.step.iloc[-1] == 24
+    assert list((outputs.logs_dir(profile) / "sft_full").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_training_lowers_the_loss_and_leaves_the_base_as_it_was(sft, method):
+    profile, tokenizer, train, validation = sft
+    model, adapter = finetune.start_model(profile, method)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = finetune.make_trainer(
+        profile, method, model, tokenizer, train, validation, learning_rate=1e-2, epochs=2, adapter=adapter
+    )
+    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    trainer.train()
+    losses = finetune.loss_curve(trainer, method).query("split == 'validation'").loss
+    assert losses.iloc[-1] < losses.iloc[0]
+    now = {
+        n.removeprefix("base_model.model.").replace(".base_layer", ""): p for n, p in trainer.model.named_parameters()
+    }
+    assert all(torch.equal(now[name].detach(), value) for name, value in frozen.items())
+
+
+def adapter_parameters(width, r, layers=2):
+    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    return layers * sum(r * (inside + outside) for inside, outside in shapes)
+
+
+def test_cost_of_each_method_is_counted_as_by_hand(sft):
+    profile, tokenizer, train, _ = sft
+    costs = {m: finetune.measure_cost(profile, m, tokenizer, train, steps=2) for m in finetune.METHODS}
+    everything = models.trainable_parameters(models.load_base(profile))
+    adapter = adapter_parameters(profile.lab.width, profile.sft.lora.r)
+    assert costs["full"]["trainable_parameters"] == everything
+    assert costs["lora"]["trainable_parameters"] == costs["qlora"]["trainable_parameters"] == adapter
+    # Weights and gradients of four bytes, and Adam's two moments.
+    assert costs["full"]["memory_megabytes"] == pytest.approx(4 * 4 * everything / 1e6, rel=1e-3)
+    assert costs["lora"]["weight_megabytes"] == pytest.approx(4 * (everything + adapter) / 1e6)
+    assert costs["qlora"]["weight_megabytes"] < costs["lora"]["weight_megabytes"]
+    assert costs["lora"]["memory_megabytes"] < costs["full"]["memory_megabytes"]
+    for method, cost in costs.items():
+        assert cost["method"] == method and cost["seconds_per_step"] > 0
+
+
+def test_unknown_method_is_refused(profile_with_base):
+    with pytest.raises(ValueError, match=r"'half'.*full, lora, qlora"):
+        finetune.start_model(profile_with_base, "half")
+
+
+def test_search_tries_each_rate_from_the_same_start_and_the_lowest_loss_wins(sft):
+    profile, tokenizer, train, validation = sft
+    settings = dataclasses.replace(profile.sft, full_learning_rates=(1e-12, 3e-3), search_share=0.5)
+    profile = dataclasses.replace(profile, sft=settings)
+    validation = validation.select(range(8))
+    searched = finetune.search_learning_rate(profile, "full", tokenizer, train, validation)
+    assert list(searched.columns) == ["method", "learning_rate", "validation_loss"]
+    assert searched.method.tolist() == ["full", "full"] and searched.learning_rate.tolist() == [1e-12, 3e-3]
+    untrained = loss_by_hand(models.load_base(profile).eval(), validation)
+    assert searched.validation_loss[0] == pytest.approx(untrained, rel=1e-3)
+    assert searched.validation_loss[1] < searched.validation_loss[0]
+    assert finetune.best_learning_rate(searched) == 3e-3
+
+
+def test_best_learning_rate_is_that_of_the_lowest_loss_and_never_of_a_run_that_diverged():
+    searched = pd.DataFrame({"learning_rate": [1e-4, 1e-3, 1e-2], "validation_loss": [2.0, 1.5, float("nan")]})
+    assert finetune.best_learning_rate(searched) == 1e-3
+
+
+def test_share_of_the_examples_is_the_same_for_the_same_seed():
+    examples = Dataset.from_dict({"x": list(range(100))})
+    part = finetune.share_of(examples, 0.25, seed=1)["x"]
+    assert len(set(part)) == 25 and part == finetune.share_of(examples, 0.25, seed=1)["x"]
+    assert part != finetune.share_of(examples, 0.25, seed=2)["x"]
+    assert len(finetune.share_of(examples, 0.01, seed=1)) == 8
+    assert len(finetune.share_of(examples.select(range(3)), 0.01, seed=1)) == 3
+
+
+# Stage 2
+
+
+@pytest.fixture
+def preferences(profile_with_sft):
+    tokenizer = models.load_tokenizer(profile_with_sft)
+    return profile_with_sft, tokenizer, reward_data.prepare_reward_dataset(profile_with_sft, tokenizer)
+
+
+def test_reward_data_are_the_tokens_that_are_scored_later(preferences):
+    profile, tokenizer, splits = preferences
+    pairs = load_preferences(profile)
+    for name, rows in splits.items():
+        assert rows["prompt"] == pairs[name]["prompt"]
+        for side in ("chosen", "rejected"):
+            assert rows[f"{side}_ids"] == encode(tokenizer, pairs[name]["prompt"], pairs[name][side])
+        longest = [max(map(len, pair)) for pair in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
+        assert rows["length"] == longest
+
+
+def test_pair_of_which_one_side_is_too_long_is_left_out_with_a_printed_line(profile_with_base, monkeypatch, capsys):
+    long = "word " * 300
+    columns = {"prompt": ["A?", "B?", "C?"], "chosen": ["a", long, "c"], "rejected": ["x", "y", long]}
+    monkeypatch.setattr(reward_data, "load_preferences", lambda _: {"test": Dataset.from_dict(columns)})
+    tokenizer = models.load_tokenizer(profile_with_base)
+    splits = reward_data.prepare_reward_dataset(profile_with_base, tokenizer)
+    assert splits["test"]["prompt"] == ["A?"]
+    assert capsys.readouterr().out.startswith("test pairs: 2 of 3 rows are longer than")
+
+
+@pytest.fixture
+def reward_trainer(profile_with_sft, monkeypatch):
+    """A trainer on pairs that one word tells apart, which a few steps are enough to learn."""
+    settings = dataclasses.replace(profile_with_sft.reward, epochs=2, learning_rate=1e-2)
+    profile = dataclasses.replace(profile_with_sft, max_steps=24, reward=settings)
+    easy = {
+        name: rows.map(lambda row: {"chosen": f"Yes. {row['chosen'][:40]}.", "rejected": f"No. {row['chosen'][:40]}."})
+        for name, rows in load_preferences(profile).items()
+    }
+    monkeypatch.setattr(reward_data, "load_preferences", lambda _: easy)
+    tokenizer = models.load_tokenizer(profile)
+    splits = reward_data.prepare_reward_dataset(profile, tokenizer)
+    validation = splits["validation"].select(range(settings.batch_size))
+    model = models.new_reward_model(profile, seed=0)
+    return (
+        profile,
+        tokenizer,
+        validation,
+        train_reward.make_trainer(profile, model, tokenizer, splits["train"], validation),
+    )
+
+
+def margins(model, tokenizer, rows):
+    chosen = score(model, tokenizer, rows["prompt"], rows["chosen"])
+    return chosen - score(model, tokenizer, rows["prompt"], rows["rejected"])
+
+
+def test_reward_trainer_reads_the_same_scores_as_the_evaluation(reward_trainer):
+    _, tokenizer, validation, trainer = reward_trainer
+    margin = margins(trainer.model, tokenizer, validation)
+    measured = trainer.evaluate()
+    assert measured["eval_loss"] == pytest.approx(np.log1p(np.exp(-margin)).mean(), abs=1e-5)
+    assert measured["eval_accuracy"] == pytest.approx((margin > 0).mean())
+
+
+def test_reward_training_lowers_the_loss_and_trains_adapter_and_head_alone(reward_trainer):
+    profile, tokenizer, validation, trainer = reward_trainer
+    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert any("score" in name for name in trainable)
+    assert all("lora_" in name or "score" in name for name in trainable)
+    trainer.train()
+    curve = train_reward.training_curve(trainer)
+    assert list(curve.columns) == ["split", "step", "loss", "accuracy"]
+    assert np.isfinite(curve.loss).all() and curve.accuracy.between(0, 1).all()
+    train_loss = curve.query("split == 'train'").loss
+    assert train_loss.iloc[-1] < train_loss.iloc[0] - 0.3
+    assert (curve.split == "validation").sum() == profile.reward.evaluations
+    assert list((outputs.logs_dir(profile) / "reward_model").rglob("events.out.tfevents.*"))
+    outputs.save_checkpoint(profile, "reward_model_final", trainer.model, tokenizer)
+    expected = margins(trainer.model, tokenizer, validation)
+    assert margins(models.load_reward_model(profile), tokenizer, validation) == pytest.approx(expected, abs=1e-5)
+
+
+# Stage 3
+
+
+def test_ppo_prompts_are_the_distinct_prompts_of_training_in_the_template(profile_with_base):
+    tokenizer = models.load_tokenizer(profile_with_base)
+    prompts = ppo_data.get_ppo_prompts(profile_with_base, tokenizer)
+    splits = load_preferences(profile_with_base)
+    assert prompts.column_names == ["input_ids"]
+    texts = tokenizer.batch_decode(list(prompts["input_ids"]))
+    assert texts == [format_prompt(prompt) for prompt in splits["train"]["prompt"]]
+    held_out = {format_prompt(p) for name in ("validation", "test") for p in splits[name]["prompt"]}
+    assert not set(texts) & held_out
+
+
+def test_ppo_prompts_stand_once_each_and_leave_room_for_an_answer(profile_with_base, monkeypatch, capsys):
+    columns = {"prompt": ["Why?", "Why?", "word " * 240, "How?"], "chosen": ["a"] * 4, "rejected": ["b"] * 4}
+    monkeypatch.setattr(ppo_data, "load_preferences", lambda _: {"train": Dataset.from_dict(columns)})
+    tokenizer = models.load_tokenizer(profile_with_base)
+    prompts = ppo_data.get_ppo_prompts(profile_with_base, tokenizer)
+    assert tokenizer.batch_decode(list(prompts["input_ids"])) == [format_prompt("Why?"), format_prompt("How?")]
+    assert "PPO prompts: 1 of 4 rows" in capsys.readouterr().out
+    longest = max(map(len, prompts["input_ids"]))
+    assert longest + profile_with_base.decoding.max_new_tokens <= tokenizer.model_max_length
+
+
+def test_every_profile_has_ppo_settings_and_max_steps_cuts_them_short(profile):
+    from rlhf.profiles import PROFILES, load_profile
+
+    for name in PROFILES:
+        settings = ppo_config.get_settings(dataclasses.replace(load_profile(name), max_steps=None))
+        assert settings.batch_size % settings.mini_batches == 0
+        assert ppo_config.get_settings(dataclasses.replace(load_profile(name), max_steps=1)).updates == 1
+        longer = dataclasses.replace(load_profile(name), max_steps=10**6)
+        assert ppo_config.get_settings(longer) == settings
+
+
+def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tokenizer):
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    sequences = torch.tensor([[9, 9, 5, 6, eos, pad], [9, 9, 5, eos, pad, pad], [9, 9, 5, 6, 7, 8]])
+
+    class Policy:
+        def generate(self, input_ids, **options):
+            return SimpleNamespace(sequences=sequences, options=options)
+
+    policy = Policy()
+    with ppo_config.record_rollouts(policy, tokenizer) as rollouts:
+        generated = policy.generate(input_ids=sequences[:, :2], max_new_tokens=4)
+    assert torch.equal(generated.sequences, sequences) and generated.options == {"max_new_tokens": 4}
+    assert rollouts == [{"response_length": pytest.approx((3 + 2 + 4) / 3), "stop_rate": pytest.approx(2 / 3)}]
+    policy.generate(input_ids=sequences[:, :2])
+    assert len(rollouts) == 1
+
+
+@pytest.fixture
+def ppo(profile_with_sft):
+    profile = dataclasses.replace(profile_with_sft, max_steps=2)
+    tokenizer = models.load_tokenizer(profile)
+    policy, reference = models.load_sft(profile), models.load_sft(profile)
+    reward_model, value_model = (models.new_reward_model(profile, seed=0) for _ in range(2))
+    prompts = ppo_data.get_ppo_prompts(profile, tokenizer)
+    return profile, [policy, reference, reward_model, value_model], tokenizer, prompts
+
+
+def test_fewer_prompts_than_a_batch_are_refused(ppo):
+    profile, four, tokenizer, prompts = ppo
+    size = ppo_config.get_settings(profile).batch_size
+    with pytest.raises(ValueError, match=f"{size - 1} prompts are fewer than a batch of {size}"):
+        ppo_config.make_trainer(profile, *four, tokenizer, prompts.select(range(size - 1)))
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (2, 3)])
+def test_models_that_are_one_object_are_refused(ppo, first, second):
+    profile, four, tokenizer, prompts = ppo
+    four[second] = four[first]
+    with pytest.raises(ValueError, match="four separate models"):
+        ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_two_updates_of_ppo_give_a_finite_curve_and_train_policy_and_value_alone(ppo):
+    profile, four, tokenizer, prompts = ppo
+    before = [weights(copy.deepcopy(model)) for model in four]
+    trainer = ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+    trainer.train()
+    curve = ppo_config.training_curve(trainer)
+    settings = ppo_config.get_settings(profile)
+    assert curve.episode.tolist() == [settings.batch_size, 2 * settings.batch_size]
+    for column in ("reward", "kl", "entropy", "value_loss", "clip_fraction", "response_length", "stop_rate"):
+        assert np.isfinite(curve[column]).all(), column
+    assert curve.kl[0] == pytest.approx(0, abs=1e-3)  # the policy starts as the reference
+    assert curve.response_length.between(1, profile.decoding.max_new_tokens).all()
+    assert curve.stop_rate.between(0, 1).all()
+    assert 0 < curve.entropy[0] < np.log(len(tokenizer)) + 0.5
+    changed = [not torch.equal(old, weights(model)) for old, model in zip(before, four, strict=True)]
+    assert changed == [True, False, False, True]
+    assert list((outputs.logs_dir(profile) / "ppo").rglob("events.out.tfevents.*"))
+    assert "generate" not in vars(four[0])
