@@ -20,9 +20,5 @@ def prepare_reward_dataset(profile: Profile, tokenizer) -> DatasetDict:
         columns = {name: list(rows[name]) for name in ("prompt", "chosen", "rejected")}
         for side in ("chosen", "rejected"):
             columns[f"{side}_ids"] = encode(tokenizer, columns["prompt"], columns[side])
-        columns["length"] = [
-            max(len(chosen), len(rejected))
-            for chosen, rejected in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)
-        ]
         splits[split] = Dataset.from_dict(columns)
     return DatasetDict(splits)

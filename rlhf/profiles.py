@@ -61,9 +61,9 @@ class SFTSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Stage 2."""
+    """Stage 2: one pass over all pairs, after one over the share whose two answers are closest in length."""
 
-    epochs: float
+    close_pairs_first: float
     batch_size: int
     gradient_accumulation: int
     max_length: int
@@ -126,11 +126,11 @@ LAB = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     reward=RewardSettings(
-        epochs=1,
-        batch_size=32,
+        close_pairs_first=0.5,
+        batch_size=16,
         gradient_accumulation=1,
         max_length=256,
-        learning_rate=1.5e-3,
+        learning_rate=1e-3,
         scheduler="cosine",
         warmup_steps=10,
         evaluations=5,
@@ -200,7 +200,7 @@ GPT2 = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.05, targets=("c_attn",)),
     ),
     reward=RewardSettings(
-        epochs=1,
+        close_pairs_first=0.0,  # published: one pass in random order
         batch_size=16,  # published: 4 x 4 accumulated, padded to 1,024
         gradient_accumulation=1,
         max_length=1024,

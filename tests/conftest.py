@@ -16,7 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from rlhf import models, outputs
-from rlhf.lab import base_model, corpus
+from rlhf.lab import base_model
 from rlhf.profiles import Profile, load_profile
 
 CONTEXT = 128
@@ -76,9 +76,20 @@ def profile_with_sft(profile_with_base) -> Profile:
     return profile_with_base
 
 
+# Not of the lab corpus: what the tests of decoding and scoring see must not change with it.
+TEXTS = [
+    "How do I roast tofu slices in a small apartment? First, heat the oven until it is hot. Finally, let it rest.",
+    "What are the benefits of pruning rose bushes during the winter? Light and air reach the inner stems of them.",
+    "What do I need to fry mushroom caps for the first time? You will want a heavy iron pan and a lid against drops.",
+    "Which tools help with freezing pork chops? Then press out the air and write the date on the bags with a pen.",
+    "Why should I care about grilling? The kitchen stays cool in summer. Tip: keep one side of the grill cool.",
+    "It is what it is. That is hard to answer. Maybe ask somebody else, or look from far to judge the shape of it.",
+]
+
+
 @pytest.fixture(scope="session")
 def shared_tokenizer():
-    return base_model.train_tokenizer(corpus.documents(300, seed=0), vocabulary=600, context=CONTEXT)
+    return base_model.train_tokenizer(TEXTS * 2, vocabulary=600, context=CONTEXT)
 
 
 @pytest.fixture

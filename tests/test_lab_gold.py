@@ -248,6 +248,7 @@ def test_case_punctuation_and_line_breaks_between_words_do_not_count():
     assert gold_score(WITH["how"], answer.replace(",", " ,")) == score
     assert gold_score(WITH["how"], answer.replace(". ", ".\n")) == score
     assert gold_score(WITH["how"], answer.replace(".", "!")) == score
+    assert gold_score(WITH["how"], answer.replace(".", "?")) == score
     assert gold_score(WITH["how"].upper(), answer) == score
 
 

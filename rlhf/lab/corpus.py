@@ -111,7 +111,9 @@ def _opening(rng: random.Random, question: Question) -> str:
 def _about_other(rng: random.Random, question: Question, others: list[tuple[Activity, str]]) -> list[str]:
     """An answer about one of `others`, never about a held-out combination: its answers are not shown in training."""
     trained = combinations()["train"]
-    allowed = [(activity, object_) for activity, object_ in others if (activity.verb, object_, question.kind) in trained]
+    allowed = [
+        (activity, object_) for activity, object_ in others if (activity.verb, object_, question.kind) in trained
+    ]
     activity, object_ = random.Random(question.text).choice(allowed)  # leaves `rng` as it is
     return _answer(rng, question, activity=activity, object_=object_)
 
