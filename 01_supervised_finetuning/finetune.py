@@ -1,23 +1,13 @@
 """Stage 1's training: one SFTTrainer set-up for full fine-tuning, LoRA and QLoRA, so that only the method differs."""
 
-import os
-
 import pandas as pd
 from peft import LoraConfig
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
-from rlhf import models, outputs
+from rlhf import models
 from rlhf.profiles import Profile
-
-
-def lora_config(profile: Profile) -> LoraConfig:
-    """Adapters of the profile's size. fan_in_fan_out is for GPT-2's Conv1D layers; PEFT corrects it for 4-bit ones."""
-    lora = profile.sft.lora
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    return LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
+from rlhf.training import fit_arguments, lora_config
 
 
 def make_trainer(
@@ -37,33 +27,18 @@ def make_trainer(
 
     With `adapter` only the adapter is trained. `epochs` and `evaluations` replace the profile's.
     """
-    settings = profile.sft
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / run)
-    epochs = epochs or settings.epochs
-    steps = max(1, round(epochs * len(train) / settings.batch_size / settings.gradient_accumulation))
-    steps = min(steps, profile.max_steps or steps)
-    evaluations = evaluations or settings.evaluations
+    evaluations = evaluations or profile.sft.evaluations
     config = SFTConfig(
-        output_dir=str(outputs.logs_dir(profile) / run),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        **fit_arguments(
+            profile,
+            run,
+            profile.sft,
+            examples=(epochs or profile.sft.epochs) * len(train),
+            evaluations=0 if validation is None else evaluations,
+        ),
         learning_rate=learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=min(settings.warmup_steps, steps // 5),
-        max_grad_norm=settings.max_grad_norm,
-        max_length=None,  # longer examples were left out by name, so nothing is cut here
+        max_grad_norm=profile.sft.max_grad_norm,
         train_sampling_strategy="group_by_length",
-        eval_strategy="steps" if validation is not None else "no",
-        eval_steps=-(-steps // evaluations),
-        logging_steps=max(1, steps // 40),
-        save_strategy="no",
-        report_to=["tensorboard"],
-        activation_checkpointing=False,
-        bf16=models.use_bf16(),
-        use_cpu=models.device().type == "cpu",
-        seed=profile.seed,
     )
     return SFTTrainer(
         model=model,
@@ -86,7 +61,7 @@ def start_model(profile: Profile, method: str) -> tuple[PreTrainedModel, LoraCon
     if method not in METHODS:
         raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}.")
     model = models.load_base(profile, quantized=method == "qlora")
-    return model, None if method == "full" else lora_config(profile)
+    return model, None if method == "full" else lora_config(profile.sft.lora, "CAUSAL_LM")
 
 
 def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) -> dict[str, float | str]:

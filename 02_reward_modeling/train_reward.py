@@ -1,30 +1,15 @@
 """Stage 2's training: TRL's RewardTrainer on an adapter with a score head."""
 
-import os
 import random
 
 import pandas as pd
 from datasets import Dataset
-from peft import LoraConfig
 from trl import RewardConfig, RewardTrainer
 
-from rlhf import models, outputs
 from rlhf.profiles import Profile
+from rlhf.training import fit_arguments, lora_config
 
 TOKEN_COLUMNS = ["chosen_ids", "rejected_ids"]
-
-
-def lora_config(profile: Profile) -> LoraConfig:
-    """Adapters on the trunk; `score`, the untrained head, is trained and saved whole."""
-    lora = profile.reward.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        modules_to_save=["score"],
-        task_type="SEQ_CLS",
-    )
 
 
 def training_order(pairs: Dataset, close_first: float, batch_size: int, seed: int) -> list[int]:
@@ -53,30 +38,11 @@ def training_order(pairs: Dataset, close_first: float, batch_size: int, seed: in
 def make_trainer(profile: Profile, model, tokenizer, train, validation) -> RewardTrainer:
     """A trainer of the Bradley-Terry loss -log sigmoid(r(chosen) - r(rejected)) on prepare_reward_dataset's splits."""
     settings = profile.reward
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / "reward_model")
     train = train.select(training_order(train, settings.close_pairs_first, settings.batch_size, profile.seed))
-    steps = max(1, len(train) // (settings.batch_size * settings.gradient_accumulation))
-    steps = min(steps, profile.max_steps or steps)
     config = RewardConfig(
-        output_dir=str(outputs.logs_dir(profile) / "reward_model"),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        **fit_arguments(profile, "reward_model", settings, examples=len(train), evaluations=settings.evaluations),
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=min(settings.warmup_steps, steps // 5),
-        max_length=None,  # longer pairs were left out by name
-        train_sampling_strategy="sequential",
-        eval_strategy="steps",
-        eval_steps=-(-steps // settings.evaluations),
-        logging_steps=max(1, steps // 40),
-        save_strategy="no",
-        report_to=["tensorboard"],
-        activation_checkpointing=False,
-        bf16=models.use_bf16(),
-        use_cpu=models.device().type == "cpu",
-        seed=profile.seed,
+        train_sampling_strategy="sequential",  # the order is training_order's
     )
     return RewardTrainer(
         model=model,
@@ -84,7 +50,8 @@ def make_trainer(profile: Profile, model, tokenizer, train, validation) -> Rewar
         train_dataset=train.select_columns(TOKEN_COLUMNS),
         eval_dataset=validation.select_columns(TOKEN_COLUMNS),
         processing_class=tokenizer,
-        peft_config=lora_config(profile),
+        # The head is new: it is trained and saved whole, beside the adapters on the trunk.
+        peft_config=lora_config(settings.lora, "SEQ_CLS", modules_to_save=["score"]),
     )
 
 

@@ -1,6 +1,5 @@
 """The settings of PPO, each with the reason for its value, and the trainer that TRL makes of them."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,8 +7,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from rlhf import models, outputs
 from rlhf.profiles import Profile
+from rlhf.training import run_arguments
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,9 @@ def make_trainer(
         )
     if len({id(model) for model in (policy, reference, reward_model, value_model)}) < 4:
         raise ValueError("policy, reference, reward model and value model must be four separate models.")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / "ppo")
     tokenizer.padding_side = "left"  # a decoder continues from the last position, which must be the prompt's
     config = PPOConfig(
-        output_dir=str(outputs.logs_dir(profile) / "ppo"),
+        **run_arguments(profile, "ppo"),
         total_episodes=settings.updates * settings.batch_size,
         per_device_train_batch_size=settings.batch_size,
         # Above 1, TRL 1.12 takes half of the optimiser steps and logs zeros for the others.
@@ -127,11 +125,7 @@ def make_trainer(
         gamma=settings.gamma,
         lam=settings.lam,
         num_sample_generations=0,
-        save_strategy="no",
-        report_to=["tensorboard"],
         bf16=False,  # TRL 1.12 ignores it on transformers 5
-        use_cpu=models.device().type == "cpu",
-        seed=profile.seed,
     )
     return RecordingPPOTrainer(
         args=config,

@@ -45,10 +45,15 @@ def greedy_by_hand(model, tokenizer, prompt, count=NEW):
     return tuple(new)
 
 
+def sample(policy, tokenizer, prompts=PROMPTS, seed=0, **options):
+    settings = {"max_new_tokens": NEW, "batch_size": 4, "temperature": 1.0, **options}
+    return answer(policy, tokenizer, prompts, seed=seed, **settings)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_greedy_answers_of_ragged_prompts_are_those_of_each_prompt_alone(policy, tokenizer, batch_size):
     expected = [greedy_by_hand(policy, tokenizer, prompt) for prompt in PROMPTS]
-    assert len(set(expected)) == len(PROMPTS)
+    assert len(set(expected)) >= 4  # an answer that ends at once may stand twice
     replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
     assert [reply.token_ids for reply in replies] == expected
 
@@ -60,12 +65,12 @@ def test_answers_stand_in_the_order_of_their_prompts(policy, tokenizer):
 
 
 def test_ended_says_whether_the_last_token_is_eos(policy, tokenizer):
-    replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=4)
+    replies = sample(policy, tokenizer, PROMPTS * 8, max_new_tokens=4)
     assert {reply.ended for reply in replies} == {True, False}
     for reply in replies:
         assert reply.ended == (reply.token_ids[-1] == tokenizer.eos_token_id)
         assert tokenizer.eos_token_id not in reply.token_ids[:-1]
-        assert reply.ended or len(reply.token_ids) == NEW
+        assert reply.ended or len(reply.token_ids) == 4
 
 
 def test_text_is_what_the_tokens_say_without_special_ones(policy, tokenizer):
@@ -121,11 +126,6 @@ def test_prompt_that_leaves_no_room_in_the_context_is_refused_by_name(policy, to
         answer(policy, tokenizer, PROMPTS, max_new_tokens=room + 1, **options)
     replies = answer(policy, tokenizer, PROMPTS[2:3], max_new_tokens=room, **options)
     assert 0 < len(replies[0].token_ids) <= room
-
-
-def sample(policy, tokenizer, prompts=PROMPTS, seed=0, **options):
-    settings = {"max_new_tokens": NEW, "batch_size": 4, "temperature": 1.0, **options}
-    return answer(policy, tokenizer, prompts, seed=seed, **settings)
 
 
 def test_sampling_with_a_seed_is_repeatable(policy, tokenizer):

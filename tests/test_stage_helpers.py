@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -256,8 +257,6 @@ def test_reward_data_are_the_tokens_that_are_scored_later(preferences):
         assert rows["prompt"] == pairs[name]["prompt"]
         for side in ("chosen", "rejected"):
             assert rows[f"{side}_ids"] == encode(tokenizer, pairs[name]["prompt"], pairs[name][side])
-        longest = [max(map(len, pair)) for pair in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
-        assert rows["length"] == longest
 
 
 def test_pair_of_which_one_side_is_too_long_is_left_out_with_a_printed_line(profile_with_base, monkeypatch, capsys):
@@ -270,10 +269,47 @@ def test_pair_of_which_one_side_is_too_long_is_left_out_with_a_printed_line(prof
     assert capsys.readouterr().out.startswith("test pairs: 2 of 3 rows are longer than")
 
 
+def pairs_of_lengths(lengths):
+    columns = {"chosen_ids": [[5] * chosen for chosen, _ in lengths], "rejected_ids": [[5] * r for _, r in lengths]}
+    return Dataset.from_dict(columns)
+
+
+def random_lengths(count):
+    rng = random.Random(0)
+    return [(rng.randint(5, 90), rng.randint(5, 90)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_training_sees_every_pair_once_and_first_those_closest_in_length(share):
+    lengths = random_lengths(100)
+    order = train_reward.training_order(pairs_of_lengths(lengths), share, batch_size=8, seed=0)
+    count = round(share * 100)
+    first, rest = order[:count], order[count:]
+    assert sorted(rest) == list(range(100))
+    assert len(set(first)) == count
+    differences = sorted(abs(chosen - rejected) for chosen, rejected in lengths)
+    assert sorted(abs(lengths[i][0] - lengths[i][1]) for i in first) == differences[:count]
+
+
+def test_order_of_training_follows_its_seed():
+    pairs = pairs_of_lengths(random_lengths(100))
+    orders = [train_reward.training_order(pairs, 0.3, batch_size=8, seed=seed) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_pairs_of_a_training_batch_are_of_similar_length():
+    lengths = random_lengths(160)  # one run of 20 batches of 8
+    order = train_reward.training_order(pairs_of_lengths(lengths), 0.0, batch_size=8, seed=0)
+    longest = [[max(lengths[i]) for i in order[start : start + 8]] for start in range(0, 160, 8)]
+    by_length = sorted(max(pair) for pair in lengths)
+    assert sorted(longest) == [by_length[start : start + 8] for start in range(0, 160, 8)]
+    assert longest != sorted(longest)  # not from short to long
+
+
 @pytest.fixture
 def reward_trainer(profile_with_sft, monkeypatch):
     """A trainer on pairs that one word tells apart, which a few steps are enough to learn."""
-    settings = dataclasses.replace(profile_with_sft.reward, epochs=2, learning_rate=1e-2)
+    settings = dataclasses.replace(profile_with_sft.reward, learning_rate=1e-2)
     profile = dataclasses.replace(profile_with_sft, max_steps=24, reward=settings)
     easy = {
         name: rows.map(lambda row: {"chosen": f"Yes. {row['chosen'][:40]}.", "rejected": f"No. {row['chosen'][:40]}."})
