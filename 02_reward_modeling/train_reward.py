@@ -25,7 +25,8 @@ def training_order(pairs: Dataset, close_first: float, batch_size: int, seed: in
     rng = random.Random(seed)
     by_difference = sorted(range(len(pairs)), key=lambda i: abs(lengths[i][0] - lengths[i][1]))
     order = []
-    for rows in (by_difference[: round(close_first * len(pairs))], list(range(len(pairs)))):
+    close = round(close_first * len(pairs) / batch_size) * batch_size  # whole batches, so that none mixes both parts
+    for rows in (by_difference[:close], list(range(len(pairs)))):
         rng.shuffle(rows)
         for start in range(0, len(rows), 20 * batch_size):
             run = sorted(rows[start : start + 20 * batch_size], key=lambda i: max(lengths[i]))

@@ -9,6 +9,7 @@ import datasets
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
+from rlhf import hub
 from rlhf.lab import corpus
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
@@ -52,23 +53,47 @@ def error_kinds(profile: Profile, rows: Dataset) -> list[str]:
     return [known[pair] for pair in zip(rows["prompt"], rows["chosen"], strict=True)]
 
 
-def _load_rows(name: str) -> Dataset:
-    """The rows of a Hub data set, of a local folder (save_to_disk, or data files), or of one local file."""
-    path = Path(name)
+_READERS = {
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+}
+
+
+def _load_local(path: Path):
+    """A folder made by save_to_disk, a folder of data files, or one file. Raises ValueError where it can't be read."""
+    if path.is_file() and path.suffix not in _READERS:
+        raise ValueError(f"data file {path.name!r} has none of the endings {', '.join(_READERS)}; convert it to one.")
     try:
         if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-            loaded = datasets.load_from_disk(name)
-        elif path.is_file():
-            kind = {".jsonl": "json", ".tsv": "csv"}.get(path.suffix, path.suffix.lstrip("."))
-            options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-            loaded = datasets.load_dataset(kind, data_files=str(path), **options)
-        else:
-            loaded = datasets.load_dataset(name)
-    except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ConnectionError(
-            f"data set {name!r} can't be loaded ({type(error).__name__}); without the Hub, set RLHF_DATASET to a "
-            f"local folder or file with the columns {', '.join(COLUMNS)}, or use the offline profile: RLHF_PROFILE=lab."
+            return datasets.load_from_disk(str(path))
+        if path.is_dir():
+            return datasets.load_dataset(str(path))
+        kind, options = _READERS[path.suffix]
+        return datasets.load_dataset(kind, data_files=str(path), **options)
+    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"data set {path.name!r} can't be read ({type(error).__name__}: {str(error).splitlines()[:1]}); "
+            f"it needs rows with the columns {', '.join(COLUMNS)}."
         ) from error
+
+
+def _load_rows(name: str) -> Dataset:
+    """The rows of a local folder or file, or of a data set on the Hub."""
+    if Path(name).exists():
+        loaded = _load_local(Path(name))
+    else:
+        hub.go_offline_without_connection()
+        try:
+            loaded = datasets.load_dataset(name)
+        except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ConnectionError(
+                f"data set {name!r} can't be loaded ({type(error).__name__}); without the Hub, set RLHF_DATASET to a "
+                f"local folder or file with the columns {', '.join(COLUMNS)}, or use the offline profile: "
+                f"RLHF_PROFILE=lab."
+            ) from error
     if isinstance(loaded, DatasetDict):
         split = "train" if "train" in loaded else next(iter(loaded))
         loaded = loaded[split]

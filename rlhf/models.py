@@ -4,6 +4,8 @@ All of them share one tokenizer whose pad token is not its end-of-sequence token
 safetensors, for exact merging and scoring; training lowers the precision by autocast where the hardware has bfloat16.
 """
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel
 from transformers import (
@@ -16,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf import outputs
+from rlhf import hub, outputs
 from rlhf.lab import base_model
 from rlhf.profiles import Profile
 
@@ -41,6 +43,8 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
     if profile.lab:
         model, tokenizer = base_model.load_or_pretrain(profile)
         return model.to(device()).eval(), tokenizer
+    if not Path(profile.model).exists():
+        hub.go_offline_without_connection()
     try:
         tokenizer = AutoTokenizer.from_pretrained(profile.model)
         model = AutoModelForCausalLM.from_pretrained(profile.model, dtype=torch.float32, use_safetensors=True)

@@ -291,6 +291,10 @@ def set_up(profile: Profile) -> None:
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings(
+        "ignore", message=".*fan_in_fan_out.*"
+    )  # PEFT sets it right for GPT-2 and says so each time
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
