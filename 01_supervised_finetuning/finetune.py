@@ -1,13 +1,16 @@
 """Stage 1's training: one SFTTrainer set-up for full fine-tuning, LoRA and QLoRA, so that only the method differs."""
 
-import pandas as pd
-from peft import LoraConfig
-from transformers import PreTrainedModel
-from trl import SFTConfig, SFTTrainer
+import statistics
+import time
 
 from rlhf import models
 from rlhf.profiles import Profile
 from rlhf.training import fit_arguments, lora_config
+
+import pandas as pd
+from peft import LoraConfig
+from transformers import PreTrainedModel, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
 
 def make_trainer(
@@ -64,17 +67,33 @@ def start_model(profile: Profile, method: str) -> tuple[PreTrainedModel, LoraCon
     return model, None if method == "full" else lora_config(profile.sft.lora, "CAUSAL_LM")
 
 
-def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) -> dict[str, float | str]:
-    """Train `steps` steps and count: trainable parameters, megabytes, seconds a step.
+class StepTimes(TrainerCallback):
+    """Seconds of each optimiser step."""
 
-    memory_megabytes are those of the weights, the gradients and the optimiser's states: what does not depend on the
-    size of a batch.
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_, **__):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_, **__):
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) -> dict[str, float | str]:
+    """Train `steps` steps and count: trainable parameters, megabytes, the median of the seconds that a step takes.
+
+    The first steps of a process are slower, for each new shape of a batch: a mean would charge them to the method that
+    comes first. memory_megabytes are those of the weights, the gradients and the optimiser's states: what does not
+    depend on the size of a batch.
     """
     model, adapter = start_model(profile, method)
     part = train.select(range(min(len(train), steps * profile.sft.batch_size)))
     trainer = make_trainer(
         profile, f"cost_{method}", model, tokenizer, part, None, learning_rate=1e-4, epochs=1, adapter=adapter
     )
+    times = StepTimes()
+    trainer.add_callback(times)
     trainer.train()
     optimizer_bytes = sum(
         tensor.numel() * tensor.element_size()
@@ -89,7 +108,7 @@ def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) ->
         "trainable_parameters": models.trainable_parameters(trainer.model),
         "weight_megabytes": weight_bytes / 1e6,
         "memory_megabytes": (weight_bytes + gradient_bytes + optimizer_bytes) / 1e6,
-        "seconds_per_step": trainer.state.log_history[-1]["train_runtime"] / trainer.state.global_step,
+        "seconds_per_step": statistics.median(times.seconds),
     }
 
 

@@ -1,11 +1,11 @@
 """Stage 1's data: the chosen answers as prompt and completion, and their tokens with the labels of the loss."""
 
-from datasets import Dataset, DatasetDict
-
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.models import load_tokenizer
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
+
+from datasets import Dataset, DatasetDict
 
 IGNORED = -100  # a label that the loss leaves out
 ENDINGS = ("eos", "none", "pad_is_eos")

@@ -1,10 +1,10 @@
 """Stage 2's data: preference pairs as the tokens that the reward model reads."""
 
-from datasets import Dataset, DatasetDict
-
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.profiles import Profile
 from rlhf.rewards import encode
+
+from datasets import Dataset, DatasetDict
 
 
 def prepare_reward_dataset(profile: Profile, tokenizer) -> DatasetDict:

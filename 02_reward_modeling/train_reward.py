@@ -2,12 +2,12 @@
 
 import random
 
+from rlhf.profiles import Profile
+from rlhf.training import fit_arguments, lora_config
+
 import pandas as pd
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
-
-from rlhf.profiles import Profile
-from rlhf.training import fit_arguments, lora_config
 
 TOKEN_COLUMNS = ["chosen_ids", "rejected_ids"]
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import pandas as pd
-from trl.experimental.ppo import PPOConfig, PPOTrainer
-
 from rlhf.profiles import Profile
 from rlhf.training import run_arguments
+
+import pandas as pd
+from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Stage 3's data: the prompts that PPO answers while it trains. Training split only."""
 
-from datasets import Dataset
-
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt
+
+from datasets import Dataset
 
 
 def get_ppo_prompts(profile: Profile, tokenizer) -> Dataset:

@@ -5,14 +5,14 @@ All three stages use the same split by prompt, so that no test prompt, nor a cop
 
 from pathlib import Path
 
-import datasets
-import pandas as pd
-from datasets import Dataset, DatasetDict
-
 from rlhf import hub
 from rlhf.lab import corpus
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
+
+import datasets
+import pandas as pd
+from datasets import Dataset, DatasetDict
 
 COLUMNS = ["prompt", "chosen", "rejected"]
 # train_test_split(test_size=0.05, seed=42) of the raw rows gives the published 1,658 test rows of 33,143.

@@ -1,12 +1,12 @@
 """How a policy is evaluated, the same way in every stage: two decodings, ROUGE, stopping, length, diversity."""
 
-import numpy as np
-import pandas as pd
-
 from rlhf import generation, metrics, outputs
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.generation import Answer
 from rlhf.profiles import Profile
+
+import numpy as np
+import pandas as pd
 
 MODELS = ("base", "sft_qlora", "sft_full", "ppo")
 DECODINGS = ("beam", "sample")

@@ -10,6 +10,9 @@ import io
 import math
 import textwrap
 
+from rlhf.lab.gold import WEIGHTS
+from rlhf.metrics import SUMMARY_COLUMNS, bootstrap_interval
+
 import matplotlib.style
 import numpy as np
 import pandas as pd
@@ -17,9 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from PIL import Image
-
-from rlhf.lab.gold import WEIGHTS
-from rlhf.metrics import SUMMARY_COLUMNS, bootstrap_interval
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 GREY, BLACK = "#8C8C8C", "#222222"

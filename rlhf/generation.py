@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
+from rlhf.template import format_prompt
+
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from rlhf.template import format_prompt
 
 
 class Answer(NamedTuple):

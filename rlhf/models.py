@@ -6,6 +6,10 @@ safetensors, for exact merging and scoring; training lowers the precision by aut
 
 from pathlib import Path
 
+from rlhf import hub, outputs
+from rlhf.lab import base_model
+from rlhf.profiles import Profile
+
 import torch
 from peft import PeftModel
 from transformers import (
@@ -17,10 +21,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-from rlhf import hub, outputs
-from rlhf.lab import base_model
-from rlhf.profiles import Profile
 
 PAD = "<|pad|>"
 

@@ -6,12 +6,12 @@ import random
 import warnings
 from dataclasses import dataclass
 
+from rlhf import outputs
+
 import datasets
 import numpy as np
 import torch
 import transformers
-
-from rlhf import outputs
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from rlhf.template import format_prompt, format_response
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from rlhf.template import format_prompt, format_response
 
 
 def encode(

@@ -2,10 +2,10 @@
 
 import os
 
-from peft import LoraConfig
-
 from rlhf import models, outputs
 from rlhf.profiles import LoraSettings, Profile, RewardSettings, SFTSettings
+
+from peft import LoraConfig
 
 
 def run_arguments(profile: Profile, run: str) -> dict:
@@ -19,6 +19,7 @@ def run_arguments(profile: Profile, run: str) -> dict:
         "output_dir": folder,
         "report_to": ["tensorboard"],
         "save_strategy": "no",
+        "disable_tqdm": False,  # set_up quiets the libraries, which would turn the table of losses into printed lines
         "use_cpu": models.device().type == "cpu",
         "seed": profile.seed,
     }

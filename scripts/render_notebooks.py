@@ -12,12 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlhf import outputs
+from rlhf.profiles import Profile, load_profile
+
 import nbformat
 from nbformat import NotebookNode
 from run_notebooks import ANSI, code_of, copy_of, find_notebooks, fingerprint, name_of, set_time
-
-from rlhf import outputs
-from rlhf.profiles import Profile, load_profile
 
 MAX_BYTES = 400_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.

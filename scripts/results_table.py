@@ -8,11 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 from rlhf import outputs
 from rlhf.evaluation import MODELS, PUBLISHED
 from rlhf.profiles import LAB
+
+import pandas as pd
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 LABELS = {"base": "base", "sft_qlora": "QLoRA SFT", "sft_full": "full SFT", "ppo": "PPO"}

@@ -24,14 +24,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+from rlhf import outputs
+from rlhf.profiles import Profile, load_profile, set_up
+
 import nbformat
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-
-from rlhf import outputs
-from rlhf.profiles import Profile, load_profile, set_up
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
-
 from rlhf import models, outputs
 from rlhf.lab import base_model
 from rlhf.profiles import Profile, load_profile
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 CONTEXT = 128
 

@@ -4,16 +4,16 @@ import dataclasses
 import json
 from collections import Counter
 
+from rlhf import data
+from rlhf.data import COLUMNS, drop_too_long, error_kinds, load_preferences, normalise_prompt
+from rlhf.profiles import load_profile
+from rlhf.template import format_prompt
+
 import datasets
 import pandas as pd
 import pytest
 from conftest import run_python
 from datasets import Dataset, DatasetDict
-
-from rlhf import data
-from rlhf.data import COLUMNS, drop_too_long, error_kinds, load_preferences, normalise_prompt
-from rlhf.profiles import load_profile
-from rlhf.template import format_prompt
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 

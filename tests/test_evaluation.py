@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import numpy as np
-import pytest
-
 from rlhf import evaluation, models, outputs
 from rlhf.data import load_preferences
 from rlhf.generation import Answer
+
+import numpy as np
+import pytest
 
 PROMPTS = ["Why?", "How do I grill?"]
 

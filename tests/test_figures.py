@@ -7,6 +7,10 @@ import itertools
 import os
 from types import SimpleNamespace
 
+from rlhf import figures, outputs
+from rlhf.lab.gold import WEIGHTS
+from rlhf.metrics import SUMMARY_COLUMNS, calibration
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -18,10 +22,6 @@ from matplotlib.text import Text
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
-
-from rlhf import figures, outputs
-from rlhf.lab.gold import WEIGHTS
-from rlhf.metrics import SUMMARY_COLUMNS, calibration
 
 MODELS = ["base", "sft_qlora", "sft_full", "ppo"]
 LARGEST_PNG = 45_000  # bytes, so that a notebook with eight figures stays below 400 kB

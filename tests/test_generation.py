@@ -3,12 +3,12 @@
 import math
 import random
 
+from rlhf.generation import Answer, _as_answer, answer, generate, response_logprobs
+from rlhf.template import format_prompt
+
 import numpy as np
 import pytest
 import torch
-
-from rlhf.generation import Answer, _as_answer, answer, generate, response_logprobs
-from rlhf.template import format_prompt
 
 PROMPTS = [
     "How do I roast tofu slices in a small apartment?",

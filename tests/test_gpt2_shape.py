@@ -10,16 +10,16 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-import torch
-from conftest import import_stage
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
-
 from rlhf import generation, models
 from rlhf.data import drop_too_long, load_preferences, normalise_prompt
 from rlhf.profiles import load_profile
 from rlhf.rewards import encode, score
 from rlhf.template import format_prompt, format_response
+
+import pytest
+import torch
+from conftest import import_stage
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
 
 NEEDED = ("gpt2_tokenizer/vocab.json", "gpt2_tokenizer/merges.txt", "preference_pairs/pairs.jsonl")
 PUBLISHED = "dahoas/published_examples.json"

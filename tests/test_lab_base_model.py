@@ -4,14 +4,14 @@ import dataclasses
 import json
 import math
 
-import pytest
-import torch
-from conftest import with_lab
-
 from rlhf import outputs
 from rlhf.lab import base_model
 from rlhf.lab.corpus import documents
 from rlhf.template import format_prompt
+
+import pytest
+import torch
+from conftest import with_lab
 
 
 def loss_of(model, tokenizer, texts) -> float:

@@ -6,15 +6,15 @@ import random
 import re
 from collections import Counter
 
-import numpy as np
-import pytest
-from conftest import run_python
-
 from rlhf.lab import corpus, gold_score
 from rlhf.lab.corpus import ERROR_KINDS, combinations, documents, preference_table
 from rlhf.lab.world import POINTS, families, fill, normalise, parse_question, phrases, questions
 from rlhf.metrics import length_rule, wins
 from rlhf.profiles import load_profile
+
+import numpy as np
+import pytest
+from conftest import run_python
 
 LAB = load_profile("lab")
 SPLITS = ("train", "validation", "test")

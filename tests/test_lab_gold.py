@@ -2,13 +2,13 @@
 
 import random
 
-import numpy as np
-import pytest
-from datasets import Dataset
-
 from rlhf.lab import WEIGHTS, gold_agreement, gold_parts, gold_score, gold_table
 from rlhf.lab.world import POINTS, capitalise, families, fill, phrases, questions
 from rlhf.profiles import load_profile
+
+import numpy as np
+import pytest
+from datasets import Dataset
 
 ASKED = [q for q in questions() if (q.activity.verb, q.object) == ("roast", "tofu slices")]
 FAMILY = families()[0]

@@ -4,9 +4,9 @@ import itertools
 import re
 from collections import Counter
 
-import pytest
-
 from rlhf.lab.world import POINTS, capitalise, families, family_of, fill, normalise, parse_question, phrases, questions
+
+import pytest
 
 FACTS = {"steps": 6, "reasons": 3, "mistakes": 3, "tools": 3, "tips": 2}
 ACTIVITIES = [activity for family in families() for activity in family.activities]

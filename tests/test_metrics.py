@@ -2,11 +2,6 @@
 
 import math
 
-import numpy as np
-import pandas as pd
-import pytest
-from rouge_score import rouge_scorer
-
 from rlhf import metrics
 from rlhf.metrics import (
     bootstrap_interval,
@@ -22,6 +17,11 @@ from rlhf.metrics import (
     summary_rows,
     wins,
 )
+
+import numpy as np
+import pandas as pd
+import pytest
+from rouge_score import rouge_scorer
 
 PREDICTIONS = ["the cat sat on the mat", "Roasting vegetables, slowly!", "nothing in common", "", "日本 a b"]
 REFERENCES = ["the cat lay on the mat", "roast the vegetable slowly", "quite another thing", "a reference", "a b c"]

@@ -3,15 +3,15 @@
 import copy
 import dataclasses
 
+from rlhf import models, outputs
+from rlhf.profiles import load_profile
+from rlhf.rewards import score
+
 import pytest
 import torch
 from conftest import tiny_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
-
-from rlhf import models, outputs
-from rlhf.profiles import load_profile
-from rlhf.rewards import score
 
 PROMPTS = ["How do I roast tofu slices?", "Why should I care about pruning rose bushes?", "What?"]
 ANSWERS = ["First, heat the oven.", "Light and air reach the inner stems. Tip: look from far.", "Yes"]

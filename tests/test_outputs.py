@@ -2,10 +2,10 @@
 
 import json
 
+from rlhf import outputs
+
 import pandas as pd
 import pytest
-
-from rlhf import outputs
 
 
 class Part:

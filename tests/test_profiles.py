@@ -4,12 +4,12 @@ import dataclasses
 import os
 import random
 
+from rlhf import outputs, profiles
+from rlhf.profiles import PROFILES, load_profile
+
 import numpy as np
 import pytest
 import torch
-
-from rlhf import outputs, profiles
-from rlhf.profiles import PROFILES, load_profile
 
 
 def settings_of(value, path=""):

@@ -1,13 +1,13 @@
 """Rendering: the outputs of an executed notebook become those of the tracked one, or nothing is written."""
 
+from rlhf.profiles import load_profile
+
 import nbformat
 import pytest
 import render_notebooks
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from render_notebooks import clean_output, last_states, machine_paths
 from run_notebooks import copy_of, fingerprint
-
-from rlhf.profiles import load_profile
 
 BAR = "\rtraining:  50%|█████     | 1/2 [00:01<00:01]\rtraining: 100%|██████████| 2/2 [00:02<00:00]\n"
 

@@ -1,11 +1,11 @@
 """Scoring: one number for an answer, whatever stands beside it in the batch and on whichever side it is padded."""
 
+from rlhf.rewards import encode, score
+from rlhf.template import format_prompt
+
 import numpy as np
 import pytest
 import torch
-
-from rlhf.rewards import encode, score
-from rlhf.template import format_prompt
 
 PROMPTS = [
     "How do I roast tofu slices in a small apartment?",

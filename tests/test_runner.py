@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from rlhf import outputs
+
 import nbformat
 import pytest
 import run_notebooks
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from rlhf import outputs
 
 FIRST, SECOND, THIRD = "01_one/1_first", "01_one/2_second", "02_two/1_third"
 LOG = "from pathlib import Path; (Path.cwd().parents[0] / 'log').open('a').write('{}\\n')"

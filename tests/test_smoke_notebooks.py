@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rlhf import outputs
+
 import pandas as pd
 import pytest
 from run_notebooks import find_notebooks, name_of
-
-from rlhf import outputs
 
 # What each notebook must leave behind: a kind of output and a name in the profile's folder of it.
 WRITES = {

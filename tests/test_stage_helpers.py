@@ -5,17 +5,17 @@ import dataclasses
 import random
 from types import SimpleNamespace
 
+from rlhf import models, outputs
+from rlhf.data import load_preferences
+from rlhf.rewards import encode, score
+from rlhf.template import format_prompt
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import import_stage
 from datasets import Dataset
-
-from rlhf import models, outputs
-from rlhf.data import load_preferences
-from rlhf.rewards import encode, score
-from rlhf.template import format_prompt
 
 sft_data = import_stage("01_supervised_finetuning/prepare_data.py")
 finetune = import_stage("01_supervised_finetuning/finetune.py")

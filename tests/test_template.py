@@ -1,8 +1,8 @@
 """The template: one text for all stages, with nothing at its border that merges into the answer."""
 
-import pytest
-
 from rlhf.template import TEMPLATE, format_prompt, format_response
+
+import pytest
 
 
 def test_prompt_stands_in_the_published_template():

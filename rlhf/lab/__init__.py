@@ -1,9 +1,9 @@
 """The offline world: a corpus of questions and answers, a gold judge that knows the truth, and a small base model."""
 
+from rlhf.lab.gold import WEIGHTS, gold_parts, gold_score
+
 import numpy as np
 import pandas as pd
-
-from rlhf.lab.gold import WEIGHTS, gold_parts, gold_score
 
 __all__ = ["WEIGHTS", "gold_agreement", "gold_parts", "gold_score", "gold_table"]
 

@@ -3,15 +3,15 @@
 import json
 import time
 
+from rlhf import outputs
+from rlhf.lab.corpus import documents
+from rlhf.template import TEMPLATE
+
 import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-from rlhf import outputs
-from rlhf.lab.corpus import documents
-from rlhf.template import TEMPLATE
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 
-import pandas as pd
-
 from rlhf.lab.gold import gold_score
 from rlhf.lab.world import POINTS, Activity, Question, capitalise, families, family_of, fill, phrases, questions
+
+import pandas as pd
 
 RATER_TEMPERATURE = 0.4
 SPLIT_SEED = 7  # of which combinations are held out; independent of the seed of a run
