@@ -27,17 +27,21 @@ class PPOSettings:
     learning_rate: float = 1.5e-4
     # The value head starts with no idea of the returns; let it learn some before the policy moves at full speed.
     warmup_updates: int = 5
-    # Price of one nat of KL from the SFT policy in units of reward: the reward model is only right near its data.
+    # Price of one nat of KL from the SFT policy, in standard deviations of the reward over SFT answers: the reward
+    # model is only right near its data.
     kl_coef: float = 0.1
-    # Range of the probability ratio that still earns (Schulman et al. 2017); the value function's is the same.
+    # Range of the probability ratio that still earns (Schulman et al. 2017).
     clip: float = 0.2
-    value_clip: float = 0.2
+    # How far the value may move in one update, in standard deviations of the reward: it starts far off, so not little.
+    value_clip: float = 1.0
     # The value loss is larger than the policy loss and has its own network: a small weight is enough.
     value_coef: float = 0.1
     # Answers are short and the reward comes at the end, so nothing is discounted.
     gamma: float = 1.0
-    # Generalised advantage estimation (Schulman et al. 2016): nearly Monte Carlo, with less variance.
-    lam: float = 0.95
+    # Generalised advantage estimation (Schulman et al. 2016) at its Monte Carlo end. With 0.95 the reward at the end
+    # of a fifty-token answer reaches the first words, which decide what it is about, through a value function that is
+    # not yet right: in trials the reward then hardly rose.
+    lam: float = 1.0
     # Subtracted from the score of an answer that did not end: stopping must pay.
     missing_eos_penalty: float = 1.0
 

@@ -7,14 +7,20 @@ from rlhf.template import format_prompt
 from datasets import Dataset
 
 
-def get_ppo_prompts(profile: Profile, tokenizer) -> Dataset:
-    """One row per distinct training prompt with the column input_ids: the prompt in the template.
+def training_prompts(profile: Profile, tokenizer) -> list[str]:
+    """The distinct prompts of the training split, without template.
 
-    A prompt that leaves no room for an answer of max_new_tokens in the context is counted and left out. There is no
-    other column: TRL's collator would try to turn text into a tensor.
+    A prompt that leaves no room for an answer of max_new_tokens in the context is counted and left out.
     """
     rows = load_preferences(profile)["train"]
     room = min(tokenizer.model_max_length, profile.sft.max_length) - profile.decoding.max_new_tokens
-    rows = drop_too_long(rows, tokenizer, room, (), "PPO prompts")
-    prompts = list(dict.fromkeys(format_prompt(prompt) for prompt in rows["prompt"]))
-    return Dataset.from_dict({"input_ids": tokenizer(prompts, truncation=False, verbose=False)["input_ids"]})
+    return list(dict.fromkeys(drop_too_long(rows, tokenizer, room, (), "PPO prompts")["prompt"]))
+
+
+def get_ppo_prompts(prompts: list[str], tokenizer) -> Dataset:
+    """One row per prompt with the column input_ids: the prompt in the template.
+
+    There is no other column: TRL's collator would try to turn text into a tensor.
+    """
+    texts = [format_prompt(prompt) for prompt in prompts]
+    return Dataset.from_dict({"input_ids": tokenizer(texts, truncation=False, verbose=False)["input_ids"]})

@@ -658,7 +658,7 @@ def ppo_curves(frame: pd.DataFrame, model: str = "ppo") -> Figure:
     stop_rate.
     """
     panels = {
-        ("reward", "reward_minus_kl"): ("reward", "logit"),
+        ("reward", "reward_minus_kl"): ("reward", "deviations of SFT answers"),
         ("kl",): ("KL from the reference policy", "nats per answer"),
         ("entropy",): ("entropy of the policy", "nats per token"),
         ("value_loss",): ("value loss", "squared reward"),

@@ -103,8 +103,12 @@ def response_logprobs(
     answers: list[Answer],
     *,
     batch_size: int,
+    temperature: float = 1.0,
 ) -> np.ndarray:
-    """log p(answer | prompt) in nats, summed over the tokens that were generated (EOS too). Returns (prompts,)."""
+    """log p(answer | prompt) in nats, summed over the tokens that were generated (EOS too). Returns (prompts,).
+
+    `temperature` is that of the sampling: p is the distribution that the tokens were drawn from.
+    """
     encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
     rows = [ids + list(reply.token_ids) for ids, reply in zip(encoded, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -120,7 +124,7 @@ def response_logprobs(
             mask[row, : len(rows[i])] = 1
             response[row, len(encoded[i]) : len(rows[i])] = 1
         ids, mask, response = ids.to(model.device), mask.to(model.device), response.to(model.device)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
         chosen = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
         totals[batch] = (chosen * response[:, 1:]).sum(-1).double().cpu().numpy()
     return totals

@@ -80,7 +80,7 @@ class DecodingSettings:
 
     batch_size: int
     max_new_tokens: int  # of a sampled answer, in PPO and in the evaluation
-    temperature: float = 1.0
+    temperature: float = 1.0  # below 1, samples stay where the small lab model writes well-formed sentences
     beam_new_tokens: int = 100  # the three beam settings are those of the published evaluation
     num_beams: int = 3
     repetition_penalty: float = 1.2
@@ -116,7 +116,7 @@ LAB = Profile(
         batch_size=32,
         gradient_accumulation=1,
         max_length=256,
-        full_learning_rates=(5e-4, 1e-3, 2e-3),
+        full_learning_rates=(2e-4, 5e-4, 1e-3),
         qlora_learning_rates=(1e-3, 3e-3, 1e-2),
         search_share=0.2,
         scheduler="cosine",
@@ -136,7 +136,7 @@ LAB = Profile(
         evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
-    decoding=DecodingSettings(batch_size=64, max_new_tokens=96),
+    decoding=DecodingSettings(batch_size=64, max_new_tokens=96, temperature=0.7),
     lab=LabSettings(
         pairs=(6000, 300, 600),
         layers=4,

@@ -72,3 +72,16 @@ def score(
         logits = model(input_ids=ids, attention_mask=mask).logits  # of the last token that is not padding
         scores[batch] = logits.squeeze(-1).double().cpu().numpy()
     return scores
+
+
+@torch.no_grad()
+def rescale(model: PreTrainedModel, factor: float) -> None:
+    """Multiply the scores of a reward model by `factor`, in its head.
+
+    A Bradley-Terry loss fixes no scale. PPO's settings (the KL price, the clip range of the value) are in units of the
+    reward, so they mean the same for every reward model once SFT answers have standard deviation 1 (Ziegler et al.
+    2019 normalise the same way). Raises ValueError for a factor that is not positive and finite.
+    """
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"factor {factor} would turn or wipe out the order of the scores; give a positive number.")
+    model.score.weight.mul_(factor)

@@ -200,3 +200,15 @@ def test_kl_of_a_policy_from_itself_is_zero_and_from_another_positive(policy, to
         policy.get_input_embeddings().weight *= 0.8
     other = response_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
     assert (own - other).mean() > 0.5
+
+
+def test_log_probability_is_that_of_the_temperature_of_sampling(policy, tokenizer):
+    replies = sample(policy, tokenizer, PROMPTS, temperature=0.5)
+    totals = response_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=2, temperature=0.5)
+    for prompt, reply, total in zip(PROMPTS, replies, totals, strict=True):
+        start = tokenizer(format_prompt(prompt))["input_ids"]
+        ids = torch.tensor([start + list(reply.token_ids)])
+        with torch.no_grad():
+            logprobs = (policy(input_ids=ids).logits[0] / 0.5).log_softmax(-1)
+        naive = sum(logprobs[i - 1, ids[0, i]].item() for i in range(len(start), ids.shape[1]))
+        assert total == pytest.approx(naive, abs=1e-3)

@@ -1,6 +1,6 @@
 """Scoring: one number for an answer, whatever stands beside it in the batch and on whichever side it is padded."""
 
-from rlhf.rewards import encode, score
+from rlhf.rewards import encode, rescale, score
 from rlhf.template import format_prompt
 
 import numpy as np
@@ -122,3 +122,14 @@ def test_tokenizer_without_a_pad_token_is_refused(reward_model, tokenizer):
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match="pad token"):
         score(reward_model, tokenizer, PROMPTS, RESPONSES)
+
+
+def test_rescaling_multiplies_every_score(reward_model, tokenizer, expected):
+    rescale(reward_model, 0.25)
+    assert score(reward_model, tokenizer, PROMPTS, RESPONSES) == pytest.approx(np.multiply(expected, 0.25), abs=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), float("nan")])
+def test_rescaling_that_would_lose_the_order_is_refused(reward_model, factor):
+    with pytest.raises(ValueError, match="positive"):
+        rescale(reward_model, factor)

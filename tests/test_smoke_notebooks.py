@@ -83,10 +83,8 @@ WRITES = {
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Path:
-    """The outputs of one run of all notebooks at the smoke profile."""
-    folder = tmp_path_factory.mktemp("smoke") / "outputs"
+def run_all_notebooks(folder: Path) -> Path:
+    """One run at the smoke profile into `folder`, in a process of its own."""
     dropped = {"FORCE", "RLHF_MODEL", "RLHF_DATASET", "RLHF_MAX_STEPS", "RLHF_SEED"}
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= {"RLHF_PROFILE": "smoke", "RLHF_OUTPUTS": str(folder)}
@@ -100,9 +98,15 @@ def smoke(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """The outputs of one run of all notebooks at the smoke profile."""
+    return run_all_notebooks(tmp_path_factory.mktemp("smoke") / "outputs")
+
+
 def place(folder: Path, name: str) -> Path:
-    kind, rest = name.split("/", 1)
-    return folder / kind / "smoke" / rest
+    kind, *rest = name.split("/", 1)
+    return folder.joinpath(kind, "smoke", *rest)
 
 
 def test_every_notebook_says_here_what_it_writes():
@@ -122,3 +126,13 @@ def test_tables_of_the_evaluation_have_the_promised_columns(smoke, name):
     assert list(table.columns) == ["model", "metric", "mean", "ci_low", "ci_high", "n"]
     assert set(table["model"]) == {"base", "sft_full", "sft_qlora", "ppo"}
     assert table["mean"].between(table["ci_low"], table["ci_high"]).all()
+
+
+def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
+    again = run_all_notebooks(tmp_path / "outputs")
+    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv"))
+    assert len(tables) > 15
+    first, second = (
+        {name: place(folder, f"evaluation/{name}").read_bytes() for name in tables} for folder in (smoke, again)
+    )
+    assert [name for name in tables if first[name] != second[name]] == []

@@ -364,7 +364,7 @@ def test_reward_training_lowers_the_loss_and_trains_adapter_and_head_alone(rewar
 
 def test_ppo_prompts_are_the_distinct_prompts_of_training_in_the_template(profile_with_base):
     tokenizer = models.load_tokenizer(profile_with_base)
-    prompts = ppo_data.get_ppo_prompts(profile_with_base, tokenizer)
+    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile_with_base, tokenizer), tokenizer)
     splits = load_preferences(profile_with_base)
     assert prompts.column_names == ["input_ids"]
     texts = tokenizer.batch_decode(list(prompts["input_ids"]))
@@ -377,7 +377,7 @@ def test_ppo_prompts_stand_once_each_and_leave_room_for_an_answer(profile_with_b
     columns = {"prompt": ["Why?", "Why?", "word " * 240, "How?"], "chosen": ["a"] * 4, "rejected": ["b"] * 4}
     monkeypatch.setattr(ppo_data, "load_preferences", lambda _: {"train": Dataset.from_dict(columns)})
     tokenizer = models.load_tokenizer(profile_with_base)
-    prompts = ppo_data.get_ppo_prompts(profile_with_base, tokenizer)
+    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile_with_base, tokenizer), tokenizer)
     assert tokenizer.batch_decode(list(prompts["input_ids"])) == [format_prompt("Why?"), format_prompt("How?")]
     assert "PPO prompts: 1 of 4 rows" in capsys.readouterr().out
     longest = max(map(len, prompts["input_ids"]))
@@ -418,7 +418,7 @@ def ppo(profile_with_sft):
     tokenizer = models.load_tokenizer(profile)
     policy, reference = models.load_sft(profile), models.load_sft(profile)
     reward_model, value_model = (models.new_reward_model(profile, seed=0) for _ in range(2))
-    prompts = ppo_data.get_ppo_prompts(profile, tokenizer)
+    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile, tokenizer), tokenizer)
     return profile, [policy, reference, reward_model, value_model], tokenizer, prompts
 
 

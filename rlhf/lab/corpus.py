@@ -1,6 +1,6 @@
 """The lab corpus: preference pairs labelled by a noisy rater over the gold score, and text to pretrain on.
 
-A pair is a question, a good answer and a second answer of a known kind: one of ten kinds of error, or another good
+A pair is a question, a good answer and a second answer of a known kind: one of eleven kinds of error, or another good
 answer. The rater prefers by a Bradley-Terry model of the gold scores, so labels carry the noise of real ones:
 P(a preferred to b) = sigmoid((gold(a) - gold(b)) / RATER_TEMPERATURE).
 """
@@ -16,38 +16,53 @@ from rlhf.lab.world import POINTS, Activity, Question, capitalise, families, fam
 
 import pandas as pd
 
-RATER_TEMPERATURE = 0.4
+RATER_TEMPERATURE = 0.3
 SPLIT_SEED = 7  # of which combinations are held out; independent of the seed of a run
 HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form combinations
 
 # How often the second answer of a pair is of each kind. Errors of relevance are the most frequent: they are the
 # hardest to see for a small reward model, and easy ones would drown them.
 ERROR_KINDS = {
-    "off_topic": 0.12,
-    "wrong_object": 0.24,
-    "wrong_action": 0.14,
-    "rambling": 0.07,
-    "evasive": 0.05,
-    "generic": 0.05,
-    "repetitive": 0.07,
-    "cut_off": 0.07,
+    "off_topic": 0.08,
+    "wrong_object": 0.17,
+    "wrong_action": 0.09,
+    "mixed_up": 0.16,
+    "rambling": 0.08,
+    "evasive": 0.04,
+    "generic": 0.03,
+    "repetitive": 0.13,
+    "cut_off": 0.04,
     "fewer_steps": 0.06,
     "disordered": 0.05,
-    "weaker": 0.08,
+    "weaker": 0.07,
 }
 
-# These say the right thing about something else: the same number of points, the same markers, the same wish for a
-# tip. Only what the answer is about tells it from the good one, so style can't stand in for relevance.
-SAME_FORM = ("off_topic", "wrong_object", "wrong_action")
+# These are the good answer of the pair with one thing wrong: about something else, out of order, said twice, cut. The
+# opening, the markers, the tip stay, so style can't stand in for the error.
+SAME_FORM = (
+    "off_topic",
+    "wrong_object",
+    "wrong_action",
+    "mixed_up",
+    "repetitive",
+    "cut_off",
+    "fewer_steps",
+    "disordered",
+)
 
 
-def _points(rng: random.Random, question: Question, count: int, markers: bool) -> list[str]:
-    """The sentences that carry the facts: steps in order, or reasons, mistakes or tools and a first step."""
+def _points(rng: random.Random, question: Question, count: int, markers: bool, repeats: bool = False) -> list[str]:
+    """The sentences that carry the facts: steps in order, or reasons, mistakes or tools and a first step.
+
+    With `repeats` the last fact gives way to the first one, said again.
+    """
     activity, object_ = question.activity, question.object
     steps = [step.format(o=object_) for step in activity.steps]
     field, complete = POINTS[question.kind]
     if question.kind == "how":
         chosen = [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
+        if repeats:
+            chosen[-1] = chosen[0]
         if not markers:
             return [f"{capitalise(step)}." for step in chosen]
         middle = [rng.choice(("Next,", "Then", "After that,")) for _ in chosen[2:]]
@@ -55,6 +70,8 @@ def _points(rng: random.Random, question: Question, count: int, markers: bool) -
         lead[0] = "First,"
         return [f"{word} {step}." for word, step in zip(lead, chosen, strict=True)]
     chosen = rng.sample(getattr(activity, field), min(count, complete))
+    if repeats:
+        chosen[-1] = chosen[0]
     step = rng.choice(steps)
     if question.kind == "need":
         listed = ", ".join(chosen[:-1]) + " and " + chosen[-1] if len(chosen) > 1 else chosen[0]
@@ -75,21 +92,22 @@ def _answer(
     *,
     activity: Activity | None = None,
     object_: str | None = None,
-    quality: float | None = None,
     disordered: bool = False,
     fewest: bool = False,
+    repeats: bool = False,
 ) -> list[str]:
     """The sentences of an answer to `question`, or to the same question about another activity or object.
 
-    `quality` in [0, 1] (random without) sets how probable more points, a fitting tip and an answered condition are.
+    The better the answer (a random quality), the more points it makes, and the likelier a fitting tip and an answered
+    condition are.
     """
     activity, object_ = activity or question.activity, object_ or question.object
     family = family_of(activity)
     condition = question.condition if question.condition in family.conditions else None
     asked = Question("", activity, object_, question.kind, condition)
-    quality = rng.random() if quality is None else quality
+    quality = rng.random()
     count = rng.choice((2, 3, 3, 4) if quality < 0.6 else (3, 4, 4))
-    points = _points(rng, asked, 1 if fewest else count, markers=rng.random() < 0.6)
+    points = _points(rng, asked, 1 if fewest else count, rng.random() < 0.6, repeats)
     if disordered:
         plan = list(points)
         while points == plan:
@@ -134,6 +152,25 @@ def wrong_action(rng, question):
     return _about_other(rng, question, [(a, question.object) for a in activities if a is not question.activity])
 
 
+def mixed_up(rng, question):
+    """The right answer, but one sentence, or the tip, belongs to another activity of the family."""
+    state = rng.getstate()
+    answer = _answer(rng, question)
+    rng.setstate(state)
+    other = wrong_action(rng, question)
+    place = random.Random(question.text).randrange(1, len(answer) + 1)
+    if place < len(answer):
+        return [*answer[:place], other[place], *answer[place + 1 :]]
+    tip = other[-1] if other[-1].startswith("Tip:") else f"Tip: {_stray_tip(question)}."
+    return [*[sentence for sentence in answer if not sentence.startswith("Tip:")], tip]
+
+
+def _stray_tip(question: Question) -> str:
+    choice = random.Random(question.text)
+    others = [entry for entry in family_of(question.activity).activities if entry is not question.activity]
+    return choice.choice(choice.choice(others).tips)
+
+
 def rambling(rng, question):
     sentences = rng.sample(phrases()["filler"], rng.choice((5, 6, 7, 8)))
     sentences.insert(rng.choice((0, 1)), _opening(rng, question))
@@ -151,13 +188,16 @@ def generic(rng, question):
 
 
 def repetitive(rng, question):
-    answer = _answer(rng, question, quality=rng.random() * 0.6)
+    """Says a fact twice instead of two facts, or does not get beyond one sentence."""
+    if random.Random(question.text).random() < 0.5:  # leaves `rng` as it is
+        return _answer(rng, question, repeats=True)
+    answer = _answer(rng, question)
     place = rng.randrange(1, len(answer))
     return answer[: place + 1] + [answer[place]] * rng.choice((2, 3, 4))
 
 
 def cut_off(rng, question):
-    words = " ".join(_answer(rng, question, quality=rng.uniform(0.5, 1))).split()
+    words = " ".join(_answer(rng, question)).split()
     return [" ".join(words[: int(len(words) * rng.uniform(0.55, 0.9))]).rstrip(".,")]
 
 
@@ -167,13 +207,13 @@ def fewer_steps(rng, question):
 
 def disordered(rng, question):
     """Steps in a wrong order; only a how-question has an order to break."""
-    return _answer(rng, question, quality=rng.uniform(0.5, 1), disordered=True)
+    return _answer(rng, question, disordered=True)
 
 
 def weaker(rng, question):
-    """Another good answer; half of them with a sentence of filler, so that the better one is not always longer."""
+    """Another good answer; most of them with a sentence of filler, so that the better one is not always longer."""
     answer = _answer(rng, question)
-    if rng.random() < 0.5:
+    if rng.random() < 0.8:
         answer.insert(rng.randrange(1, len(answer) + 1), rng.choice(phrases()["filler"]))
     return answer
 
@@ -184,6 +224,7 @@ _WRITERS: dict[str, Callable[[random.Random, Question], list[str]]] = {
         off_topic,
         wrong_object,
         wrong_action,
+        mixed_up,
         rambling,
         evasive,
         generic,
