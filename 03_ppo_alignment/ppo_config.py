@@ -15,8 +15,8 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 class PPOSettings:
     """What PPO is run with. The comments say why each value is what it is."""
 
-    # One update is one batch of answers. The proxy flattens after some twenty; more mostly buys KL, not quality.
-    updates: int = 24
+    # One update is one batch of answers. The proxy gains most in the first ten or so; more mostly buys KL, not quality.
+    updates: int = 14
     # Answers per update: the advantage is whitened over them, so a small batch makes a noisy sign.
     batch_size: int = 64
     # Two optimiser steps per pass over the batch: the second is off-policy, which the clipping is there for.

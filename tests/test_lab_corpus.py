@@ -154,7 +154,7 @@ def test_documents_are_as_many_as_asked_for_distinct_and_of_every_sort(texts):
 
 
 def test_all_kinds_occur_as_often_as_they_should(tables):
-    assert len(ERROR_KINDS) == 12 and sum(ERROR_KINDS.values()) == pytest.approx(1)
+    assert len(ERROR_KINDS) == 11 and sum(ERROR_KINDS.values()) == pytest.approx(1)
     table = tables["train"]
     how = np.array([parse_question(prompt).kind == "how" for prompt in table.prompt])
     assert set(table.error[how]) == set(ERROR_KINDS)
