@@ -29,7 +29,7 @@ class PPOSettings:
     warmup_updates: int = 5
     # Price of one nat of KL from the SFT policy, in standard deviations of the reward over SFT answers: the reward
     # model is only right near its data.
-    kl_coef: float = 0.1
+    kl_coef: float = 0.3
     # Range of the probability ratio that still earns (Schulman et al. 2017).
     clip: float = 0.2
     # How far the value may move in one update, in standard deviations of the reward: it starts far off, so not little.

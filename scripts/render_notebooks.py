@@ -25,6 +25,7 @@ MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+ ?\w* \[\d+:\d+")
 STYLER_ID = re.compile(r"\bT_[0-9a-f]{5}")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
+PATH_VALUE = re.compile(r"PosixPath\('[^']*'\)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -63,7 +64,7 @@ def last_states(text: str) -> str:
 
 
 def clean_output(output: NotebookNode, execution_count: int, styler_ids: dict[str, str]) -> NotebookNode | None:
-    """The output without what changes from run to run; None for progress bars."""
+    """The output without what changes from run to run; None for progress bars and paths of written files."""
     output = copy.deepcopy(output)
     if output.output_type == "stream":
         output.text = last_states(output.text)
@@ -72,6 +73,9 @@ def clean_output(output: NotebookNode, execution_count: int, styler_ids: dict[st
             output.text = "\n".join(kept)
         return output if output.text.strip() else None
     if WIDGET in output.data:
+        return None
+    # A cell whose last line writes a file shows the path that comes back: nothing to a reader, but this machine's.
+    if PATH_VALUE.fullmatch(output.data.get("text/plain", "")):
         return None
     if output.output_type == "execute_result":
         output.execution_count = execution_count

@@ -108,6 +108,13 @@ def test_progress_bars_go_and_warnings_stay():
     assert clean_output(widget, 1, {}) is None
 
 
+def test_the_path_of_a_written_file_is_no_output():
+    path = new_output("execute_result", data={"text/plain": "PosixPath('/" + "somewhere/outputs/a.csv')"})
+    value = new_output("execute_result", data={"text/plain": "[PosixPath('a.csv'), 1]"})
+    assert clean_output(path, 1, {}) is None
+    assert clean_output(value, 1, {}).data == value.data
+
+
 def test_random_ids_and_addresses_become_stable():
     html = '<style>#T_1a2b3_row0 {}</style><td id="T_1a2b3_row0"><td id="T_fffff_row1">'
     output = new_output("execute_result", data={"text/html": html, "text/plain": "<A at 0x7f00deadbeef>"})
