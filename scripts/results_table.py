@@ -56,7 +56,8 @@ def results() -> str:
     ]
     paired = outputs.read_csv(LAB, "paired.csv")
     for row in paired[paired.model == "ppo"].itertuples():
-        lines.append(f"- {row.metric}: {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]")
+        verdict = "up" if row.ci_low > 0 else "down" if row.ci_high < 0 else "not told apart from zero"
+        lines.append(f"- {row.metric}: {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}], {verdict}")
     reward = outputs.read_csv(LAB, "reward_model.csv").set_index("metric").value
     lines += [
         "",
