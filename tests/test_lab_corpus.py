@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 
-from rlhf.lab import corpus, gold_score
+from rlhf.lab import corpus, gold_parts, gold_score
 from rlhf.lab.corpus import ERROR_KINDS, combinations, documents, preference_table
 from rlhf.lab.world import POINTS, families, fill, normalise, parse_question, phrases, questions
 from rlhf.metrics import length_rule, wins
@@ -244,7 +244,7 @@ def test_good_answers_are_about_the_question_and_of_mixed_quality():
         ("cut_off", lambda q, answer: not answer.endswith((".", "!", "?"))),
         ("wrong_object", lambda q, answer: q.object not in answer.lower()),
         ("off_topic", lambda q, answer: q.object not in answer.lower()),
-        ("repetitive", lambda q, answer: max(Counter(re.split(r"(?<=\.) ", answer)).values()) >= 3),
+        ("repetitive", lambda q, answer: gold_parts(q.text, answer)["repetition"] < 0),
         ("wrong_action", lambda q, answer: gold_score(q.text, answer) < 3),
     ],
 )
