@@ -173,6 +173,7 @@ def test_adapter_training_lowers_the_loss_and_leaves_the_base_as_it_was(sft, met
     profile, tokenizer, train, validation = sft
     model, adapter = finetune.start_model(profile, method)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters()}
+    before = loss_by_hand(model, validation)
     trainer = finetune.make_trainer(
         profile, method, model, tokenizer, train, validation, learning_rate=1e-2, epochs=2, adapter=adapter
     )
@@ -180,7 +181,7 @@ def test_adapter_training_lowers_the_loss_and_leaves_the_base_as_it_was(sft, met
     assert trainable and all("lora_" in name for name in trainable)
     trainer.train()
     losses = finetune.loss_curve(trainer, method).query("split == 'validation'").loss
-    assert losses.iloc[-1] < losses.iloc[0]
+    assert losses.iloc[-1] < before - 0.01
     now = {
         n.removeprefix("base_model.model.").replace(".base_layer", ""): p for n, p in trainer.model.named_parameters()
     }
