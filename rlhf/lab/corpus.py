@@ -56,8 +56,7 @@ def _points(rng: random.Random, question: Question, count: int, markers: bool, r
         if not markers:
             return [f"{capitalise(step)}." for step in chosen]
         middle = [rng.choice(("Next,", "Then", "After that,")) for _ in chosen[2:]]
-        lead = ["First,", *middle, "Finally,"][-len(chosen) :] if len(chosen) > 1 else ["First,"]
-        lead[0] = "First,"
+        lead = ["First,", *middle, "Finally,"][: len(chosen)]
         return [f"{word} {step}." for word, step in zip(lead, chosen, strict=True)]
     chosen = rng.sample(getattr(activity, field), min(count, complete))
     if repeats:
