@@ -23,7 +23,7 @@ class PPOSettings:
     mini_batches: int = 2
     # Passes over each batch: answers cost more than gradients, so each is used twice.
     epochs: int = 2
-    # Constant after the warm-up; ten times below fine-tuning, because the target moves with the policy.
+    # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
     learning_rate: float = 1.5e-4
     # The value head starts with no idea of the returns; let it learn some before the policy moves at full speed.
     warmup_updates: int = 5
