@@ -88,7 +88,8 @@ def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) ->
     depend on the size of a batch.
     """
     model, adapter = start_model(profile, method)
-    part = train.select(range(min(len(train), steps * profile.sft.batch_size)))
+    examples = steps * profile.sft.batch_size * profile.sft.gradient_accumulation
+    part = train.select(range(min(len(train), examples)))
     trainer = make_trainer(
         profile, f"cost_{method}", model, tokenizer, part, None, learning_rate=1e-4, epochs=1, adapter=adapter
     )

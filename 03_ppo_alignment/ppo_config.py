@@ -19,8 +19,12 @@ class PPOSettings:
     updates: int = 14
     # Answers per update: the advantage is whitened over them, so a small batch makes a noisy sign.
     batch_size: int = 64
+    # Answers that a forward pass of the training takes at once; what memory allows.
+    micro_batch_size: int = 64
     # Two optimiser steps per pass over the batch: the second is off-policy, which the clipping is there for.
     mini_batches: int = 2
+    # Prompts longer than this (tokens, with template) are left out: a batch is padded to its longest.
+    max_prompt_tokens: int = 256
     # Passes over each batch: answers cost more than gradients, so each is used twice.
     epochs: int = 2
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
@@ -44,13 +48,30 @@ class PPOSettings:
     lam: float = 1.0
     # Subtracted from the score of an answer that did not end: stopping must pay.
     missing_eos_penalty: float = 1.0
+    # SFT answers that give the unit of the reward and that the value model is fitted to before PPO starts.
+    value_answers: int = 512
+    value_epochs: int = 3
+    # The value model learns from scratch what half an answer is worth: faster than the policy may move.
+    value_learning_rate: float = 5e-4
 
 
 _SETTINGS = {
-    "smoke": PPOSettings(updates=3, batch_size=8, warmup_updates=1),
+    "smoke": PPOSettings(updates=3, batch_size=8, micro_batch_size=8, warmup_updates=1, value_answers=20),
     "lab": PPOSettings(),
-    # Published: 101 updates of 16 prompts at 1.41e-5, adaptive KL from 0.2. Twice the batch for half the noise.
-    "gpt2": PPOSettings(updates=100, batch_size=32, learning_rate=1.41e-5, warmup_updates=10, kl_coef=0.05),
+    # Published: 101 updates of 16 prompts at 1.41e-5, adaptive KL from 0.2. Twice the batch for half the noise; it does
+    # not fit at once, and where TRL 1.12 accumulates gradients, it is right with a single mini-batch only.
+    "gpt2": PPOSettings(
+        updates=100,
+        batch_size=32,
+        micro_batch_size=8,
+        mini_batches=1,
+        epochs=4,
+        learning_rate=1.41e-5,
+        warmup_updates=10,
+        kl_coef=0.05,
+        value_answers=1024,
+        value_learning_rate=5e-5,
+    ),
 }
 _SETTINGS["larger"] = replace(_SETTINGS["gpt2"], learning_rate=1e-5)
 
@@ -109,12 +130,11 @@ def make_trainer(
     config = PPOConfig(
         **run_arguments(profile, "ppo"),
         total_episodes=settings.updates * settings.batch_size,
-        per_device_train_batch_size=settings.batch_size,
-        # Above 1, TRL 1.12 takes half of the optimiser steps and logs zeros for the others.
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
         num_mini_batches=settings.mini_batches,
         num_ppo_epochs=settings.epochs,
-        local_rollout_forward_batch_size=settings.batch_size,
+        local_rollout_forward_batch_size=settings.micro_batch_size,
         response_length=profile.decoding.max_new_tokens,
         temperature=profile.decoding.temperature,
         stop_token="eos",

@@ -113,18 +113,20 @@ def response_logprobs(
     rows = [ids + list(reply.token_ids) for ids, reply in zip(encoded, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     totals = np.zeros(len(rows))
+    trunk = getattr(model, model.base_model_prefix)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = max(len(rows[i]) for i in batch)
         ids = torch.full((len(batch), width), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
-        response = torch.zeros_like(ids)
         for row, i in enumerate(batch):  # padding on the right: positions then need no correction
             ids[row, : len(rows[i])] = torch.tensor(rows[i])
             mask[row, : len(rows[i])] = 1
-            response[row, len(encoded[i]) : len(rows[i])] = 1
-        ids, mask, response = ids.to(model.device), mask.to(model.device), response.to(model.device)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
-        chosen = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-        totals[batch] = (chosen * response[:, 1:]).sum(-1).double().cpu().numpy()
+        hidden = trunk(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).last_hidden_state
+        for row, i in enumerate(batch):
+            # Logits of the answer alone and of one row at a time: batch x tokens x vocabulary is gigabytes for GPT-2.
+            answered = hidden[row, len(encoded[i]) - 1 : len(rows[i]) - 1]
+            logprobs = torch.log_softmax(model.get_output_embeddings()(answered).float() / temperature, dim=-1)
+            chosen = torch.tensor(answers[i].token_ids, dtype=torch.long, device=model.device)
+            totals[i] = logprobs.gather(-1, chosen[:, None]).sum(dtype=torch.float64).item()
     return totals

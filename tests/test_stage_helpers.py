@@ -365,7 +365,7 @@ def test_reward_training_lowers_the_loss_and_trains_adapter_and_head_alone(rewar
 
 def test_ppo_prompts_are_the_distinct_prompts_of_training_in_the_template(profile_with_base):
     tokenizer = models.load_tokenizer(profile_with_base)
-    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile_with_base, tokenizer), tokenizer)
+    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile_with_base, tokenizer, 256), tokenizer)
     splits = load_preferences(profile_with_base)
     assert prompts.column_names == ["input_ids"]
     texts = tokenizer.batch_decode(list(prompts["input_ids"]))
@@ -378,11 +378,22 @@ def test_ppo_prompts_stand_once_each_and_leave_room_for_an_answer(profile_with_b
     columns = {"prompt": ["Why?", "Why?", "word " * 240, "How?"], "chosen": ["a"] * 4, "rejected": ["b"] * 4}
     monkeypatch.setattr(ppo_data, "load_preferences", lambda _: {"train": Dataset.from_dict(columns)})
     tokenizer = models.load_tokenizer(profile_with_base)
-    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile_with_base, tokenizer), tokenizer)
+    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile_with_base, tokenizer, 256), tokenizer)
     assert tokenizer.batch_decode(list(prompts["input_ids"])) == [format_prompt("Why?"), format_prompt("How?")]
     assert "PPO prompts: 1 of 4 rows" in capsys.readouterr().out
     longest = max(map(len, prompts["input_ids"]))
     assert longest + profile_with_base.decoding.max_new_tokens <= tokenizer.model_max_length
+
+
+def test_ppo_prompts_longer_than_asked_are_left_out_with_a_printed_line(profile_with_base, capsys):
+    tokenizer = models.load_tokenizer(profile_with_base)
+    everything = ppo_data.training_prompts(profile_with_base, tokenizer, 256)
+    lengths = [len(tokenizer(format_prompt(prompt))["input_ids"]) for prompt in everything]
+    limit = sorted(lengths)[len(lengths) // 2]
+    kept = ppo_data.training_prompts(profile_with_base, tokenizer, limit)
+    expected = [prompt for prompt, length in zip(everything, lengths, strict=True) if length <= limit]
+    assert kept == expected and len(kept) < len(everything)
+    assert f"longer than {limit} tokens" in capsys.readouterr().out
 
 
 def test_every_profile_has_ppo_settings_and_max_steps_cuts_them_short(profile):
@@ -391,6 +402,9 @@ def test_every_profile_has_ppo_settings_and_max_steps_cuts_them_short(profile):
     for name in PROFILES:
         settings = ppo_config.get_settings(dataclasses.replace(load_profile(name), max_steps=None))
         assert settings.batch_size % settings.mini_batches == 0
+        assert settings.batch_size % settings.micro_batch_size == 0
+        # Where TRL 1.12 accumulates gradients, more than one mini-batch means half of the optimiser steps.
+        assert settings.mini_batches == 1 or settings.micro_batch_size == settings.batch_size
         assert ppo_config.get_settings(dataclasses.replace(load_profile(name), max_steps=1)).updates == 1
         longer = dataclasses.replace(load_profile(name), max_steps=10**6)
         assert ppo_config.get_settings(longer) == settings
@@ -419,7 +433,7 @@ def ppo(profile_with_sft):
     tokenizer = models.load_tokenizer(profile)
     policy, reference = models.load_sft(profile), models.load_sft(profile)
     reward_model, value_model = (models.new_reward_model(profile, seed=0) for _ in range(2))
-    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile, tokenizer), tokenizer)
+    prompts = ppo_data.get_ppo_prompts(ppo_data.training_prompts(profile, tokenizer, 256), tokenizer)
     return profile, [policy, reference, reward_model, value_model], tokenizer, prompts
 
 

@@ -328,23 +328,7 @@ def _thread(rng, question):
     return question.text + rng.choice((" ", "\n", "\nAnswer: ", "\n- ")) + answer
 
 
-def _replied(rng, question):
-    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question."""
-    kind = _error_kind(rng, question) if rng.random() < 0.6 else "good"
-    answer = good_answer(rng, question) if kind == "good" else bad_answer(rng, question, kind)
-    reply = fill(rng.choice(phrases()["replies"][kind]), question.activity, question.object)
-    return "\n".join([question.text, answer, reply])
-
-
-_DOCUMENTS = {
-    _question_list: 0.10,
-    _article: 0.15,
-    _forum: 0.05,
-    _notes: 0.10,
-    _lone_answer: 0.05,
-    _thread: 0.20,
-    _replied: 0.35,
-}
+_DOCUMENTS = {_question_list: 0.10, _article: 0.20, _forum: 0.10, _notes: 0.15, _lone_answer: 0.30, _thread: 0.15}
 
 
 def documents(count: int, seed: int) -> list[str]:
