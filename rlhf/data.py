@@ -153,14 +153,14 @@ def _clean(splits: dict[str, Dataset], name: str) -> DatasetDict:
 def drop_too_long(rows: Dataset, tokenizer, limit: int, answers: tuple[str, ...], name: str) -> Dataset:
     """Rows whose template, prompt, answer and EOS take at most `limit` tokens, for every column in `answers`.
 
-    With no answer columns only the prompt counts. Prints how many rows were dropped, never drops silently.
+    With no answer columns only template and prompt count. Prints how many rows were dropped, never drops silently.
     Raises ValueError where none is left.
     """
     prompts = [format_prompt(row) for row in rows["prompt"]]
     longest = [0] * len(rows)
     for column in answers or (None,):
         texts = [p + format_response(a) for p, a in zip(prompts, rows[column], strict=True)] if column else prompts
-        lengths = [len(ids) + 1 for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+        lengths = [len(ids) + bool(column) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
         longest = [max(pair) for pair in zip(longest, lengths, strict=True)]
     kept = [i for i, length in enumerate(longest) if length <= limit]
     if len(kept) < len(rows):

@@ -309,11 +309,11 @@ def test_pairs_of_a_training_batch_are_of_similar_length():
 
 @pytest.fixture
 def reward_trainer(profile_with_sft, monkeypatch):
-    """A trainer on pairs that one word tells apart, which a few steps are enough to learn."""
+    """A trainer on pairs that the last word tells apart, which a few steps are enough to learn."""
     settings = dataclasses.replace(profile_with_sft.reward, learning_rate=1e-2)
     profile = dataclasses.replace(profile_with_sft, max_steps=24, reward=settings)
     easy = {
-        name: rows.map(lambda row: {"chosen": f"Yes. {row['chosen'][:40]}.", "rejected": f"No. {row['chosen'][:40]}."})
+        name: rows.map(lambda row: {"chosen": f"{row['chosen'][:40]} yes", "rejected": f"{row['chosen'][:40]} no"})
         for name, rows in load_preferences(profile).items()
     }
     monkeypatch.setattr(reward_data, "load_preferences", lambda _: easy)
