@@ -37,12 +37,18 @@ def training_order(pairs: Dataset, close_first: float, batch_size: int, seed: in
 
 
 def make_trainer(profile: Profile, model, tokenizer, train, validation) -> RewardTrainer:
-    """A trainer of the Bradley-Terry loss -log sigmoid(r(chosen) - r(rejected)) on prepare_reward_dataset's splits."""
+    """A trainer of the Bradley-Terry loss -log sigmoid(r(chosen) - r(rejected)) on prepare_reward_dataset's splits.
+
+    The loss leaves the level of each prompt's scores free, and untrained it drifts by more than answers differ. That
+    would be noise in PPO's advantages, so (r(chosen) + r(rejected))^2 is added with a small weight, which pulls the
+    level of every prompt to zero (Eisenstein et al. 2023, "Helping or Herding?").
+    """
     settings = profile.reward
     train = train.select(training_order(train, settings.close_pairs_first, settings.batch_size, profile.seed))
     config = RewardConfig(
         **fit_arguments(profile, "reward_model", settings, examples=len(train), evaluations=settings.evaluations),
         learning_rate=settings.learning_rate,
+        center_rewards_coefficient=settings.centering,
         train_sampling_strategy="sequential",  # the order is training_order's
     )
     return RewardTrainer(

@@ -48,15 +48,10 @@ class PPOSettings:
     lam: float = 1.0
     # Subtracted from the score of an answer that did not end: stopping must pay.
     missing_eos_penalty: float = 1.0
-    # SFT answers that give the unit of the reward and that the value model is fitted to before PPO starts.
-    value_answers: int = 512
-    value_epochs: int = 3
-    # The value model learns from scratch what half an answer is worth: faster than the policy may move.
-    value_learning_rate: float = 5e-4
 
 
 _SETTINGS = {
-    "smoke": PPOSettings(updates=3, batch_size=8, micro_batch_size=8, warmup_updates=1, value_answers=20),
+    "smoke": PPOSettings(updates=3, batch_size=8, micro_batch_size=8, warmup_updates=1),
     "lab": PPOSettings(),
     # Published: 101 updates of 16 prompts at 1.41e-5, adaptive KL from 0.2. Twice the batch for half the noise; it does
     # not fit at once, and where TRL 1.12 accumulates gradients, it is right with a single mini-batch only.
@@ -69,8 +64,6 @@ _SETTINGS = {
         learning_rate=1.41e-5,
         warmup_updates=10,
         kl_coef=0.05,
-        value_answers=1024,
-        value_learning_rate=5e-5,
     ),
 }
 _SETTINGS["larger"] = replace(_SETTINGS["gpt2"], learning_rate=1e-5)
@@ -115,8 +108,8 @@ def make_trainer(
 ) -> RecordingPPOTrainer:
     """TRL's PPOTrainer with the profile's settings; it records what it generates in `trainer.rollouts`.
 
-    Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, and for models that are
-    the same object, with which the reward would drift with the value function.
+    Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, for models that are the
+    same object, with which the reward would drift with the value function, and for a frozen policy or value model.
     """
     settings = get_settings(profile)
     if len(prompts) < settings.batch_size:
@@ -126,6 +119,12 @@ def make_trainer(
         )
     if len({id(model) for model in (policy, reference, reward_model, value_model)}) < 4:
         raise ValueError("policy, reference, reward model and value model must be four separate models.")
+    for name, model in (("policy", policy), ("value model", value_model)):
+        frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+        if frozen:
+            raise ValueError(
+                f"{frozen} weights of the {name} are frozen and would not learn; call requires_grad_(True)."
+            )
     tokenizer.padding_side = "left"  # a decoder continues from the last position, which must be the prompt's
     config = PPOConfig(
         **run_arguments(profile, "ppo"),

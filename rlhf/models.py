@@ -111,7 +111,7 @@ def load_sft(profile: Profile, method: str = "full") -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device()).eval()
     if method == "qlora":
         path = outputs.require_checkpoint(profile, "sft_qlora_final")
-        return PeftModel.from_pretrained(load_base(profile), path).merge_and_unload().eval()
+        return _merged(load_base(profile), path)
     raise ValueError(f"no fine-tuned policy {method!r}; choose 'full' or 'qlora'.")
 
 
@@ -130,8 +130,12 @@ def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
 def load_reward_model(profile: Profile) -> PreTrainedModel:
     """The trained reward model, its adapter merged: one logit per text, higher is better."""
     path = outputs.require_checkpoint(profile, "reward_model_final")
-    model = PeftModel.from_pretrained(new_reward_model(profile, seed=0), path)
-    return model.merge_and_unload().eval()
+    return _merged(new_reward_model(profile, seed=0), path)
+
+
+def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The model with the adapter in its weights, all of which can be trained further: PEFT leaves them frozen."""
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True).eval()
 
 
 def load_aligned(profile: Profile) -> PreTrainedModel:

@@ -64,6 +64,7 @@ class RewardSettings:
     """Stage 2: one pass over all pairs, after one over the share whose two answers are closest in length."""
 
     close_pairs_first: float
+    centering: float  # weight of (r(chosen) + r(rejected))^2 in the loss
     batch_size: int
     gradient_accumulation: int
     max_length: int
@@ -118,7 +119,7 @@ LAB = Profile(
         max_length=256,
         full_learning_rates=(1e-3, 2e-3),
         qlora_learning_rates=(1e-3, 3e-3),
-        search_share=0.4,
+        search_share=0.25,
         scheduler="cosine",
         warmup_steps=10,
         max_grad_norm=1.0,
@@ -127,7 +128,8 @@ LAB = Profile(
     ),
     reward=RewardSettings(
         close_pairs_first=0.5,
-        batch_size=16,
+        centering=0.01,
+        batch_size=8,
         gradient_accumulation=1,
         max_length=256,
         learning_rate=1e-3,
@@ -201,6 +203,7 @@ GPT2 = Profile(
     ),
     reward=RewardSettings(
         close_pairs_first=0.0,  # published: one pass in random order
+        centering=0.01,  # published: none
         batch_size=4,  # as published, but padded to the batch, not to 1,024
         gradient_accumulation=4,
         max_length=1024,

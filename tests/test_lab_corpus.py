@@ -154,7 +154,7 @@ def test_documents_are_as_many_as_asked_for_distinct_and_of_every_sort(texts):
 
 
 def test_all_kinds_occur_as_often_as_they_should(tables):
-    assert len(ERROR_KINDS) == 11 and sum(ERROR_KINDS.values()) == pytest.approx(1)
+    assert len(ERROR_KINDS) == 12 and sum(ERROR_KINDS.values()) == pytest.approx(1)
     table = tables["train"]
     how = np.array([parse_question(prompt).kind == "how" for prompt in table.prompt])
     assert set(table.error[how]) == set(ERROR_KINDS)
@@ -252,6 +252,27 @@ def test_bad_answers_have_the_error_of_their_kind(kind, holds):
     rng = random.Random(0)
     asked = rng.sample(questions(), 200)
     assert [q.text for q in asked if not holds(q, corpus.bad_answer(rng, q, kind))] == []
+
+
+def test_a_mixed_up_answer_is_the_good_one_but_for_one_sentence():
+    different = []
+    for question in random.Random(0).sample(questions(), 200):
+        good = corpus._answer(random.Random(1), question)
+        mixed = corpus.mixed_up(random.Random(1), question)
+        assert len(mixed) == len(good)
+        different.append(sum(own != other for own, other in zip(good, mixed, strict=True)))
+    assert set(different) <= {0, 1} and sum(different) > 190
+
+
+@pytest.mark.parametrize("kind", ["rambling", "generic"])
+def test_a_tip_does_not_give_a_bad_answer_away(kind):
+    rng = random.Random(0)
+    asked = rng.sample(questions(), 2000)
+    good, bad = (
+        np.mean(["Tip:" in write(question) for question in asked])
+        for write in (lambda q: corpus.good_answer(rng, q), lambda q: corpus.bad_answer(rng, q, kind))
+    )
+    assert abs(good - bad) < 0.06
 
 
 def test_points_cover_every_kind_of_question_in_every_split(tables):

@@ -246,6 +246,7 @@ def test_saved_qlora_adapter_loads_as_the_float_base_plus_the_adapter(profile_wi
         torch.testing.assert_close(got[name], value, atol=1e-6, rtol=0)
     changed = [name for name, value in base.named_parameters() if not torch.allclose(got[name], value)]
     assert len(changed) == 2 * 4
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_full_policy_is_loaded_as_saved_and_ready_to_answer(profile_with_base, policy, tokenizer):
@@ -294,6 +295,7 @@ def test_saved_reward_model_keeps_its_scores_and_its_head_exactly(profile_with_s
     expected = score(trained, tokenizer, PROMPTS, ANSWERS)
     assert score(loaded, tokenizer, PROMPTS, ANSWERS) == pytest.approx(expected, abs=1e-5)
     assert abs(score(untrained, tokenizer, PROMPTS, ANSWERS) - expected).max() > 1e-3
+    assert all(parameter.requires_grad for parameter in loaded.parameters())  # PPO's value function starts from it
 
 
 def test_merged_reward_model_keeps_its_scores_when_it_is_saved_whole(profile_with_sft, tmp_path):

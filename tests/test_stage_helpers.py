@@ -335,10 +335,13 @@ def margins(model, tokenizer, rows):
 
 
 def test_reward_trainer_reads_the_same_scores_as_the_evaluation(reward_trainer):
-    _, tokenizer, validation, trainer = reward_trainer
-    margin = margins(trainer.model, tokenizer, validation)
+    profile, tokenizer, validation, trainer = reward_trainer
+    both = [score(trainer.model, tokenizer, validation["prompt"], validation[side]) for side in ("chosen", "rejected")]
+    margin = both[0] - both[1]
     measured = trainer.evaluate()
-    assert measured["eval_loss"] == pytest.approx(np.log1p(np.exp(-margin)).mean(), abs=1e-5)
+    assert profile.reward.centering > 0
+    loss = np.log1p(np.exp(-margin)).mean() + profile.reward.centering * ((both[0] + both[1]) ** 2).mean()
+    assert measured["eval_loss"] == pytest.approx(loss, abs=1e-5)
     assert measured["eval_accuracy"] == pytest.approx((margin > 0).mean())
 
 
@@ -449,6 +452,14 @@ def test_models_that_are_one_object_are_refused(ppo, first, second):
     profile, four, tokenizer, prompts = ppo
     four[second] = four[first]
     with pytest.raises(ValueError, match="four separate models"):
+        ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+
+
+@pytest.mark.parametrize(("index", "name"), [(0, "policy"), (3, "value model")])
+def test_a_frozen_model_that_should_learn_is_refused(ppo, index, name):
+    profile, four, tokenizer, prompts = ppo
+    four[index].requires_grad_(False)
+    with pytest.raises(ValueError, match=f"weights of the {name} are frozen.*requires_grad_"):
         ppo_config.make_trainer(profile, *four, tokenizer, prompts)
 
 

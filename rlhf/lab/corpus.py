@@ -1,7 +1,7 @@
 """The lab corpus: preference pairs labelled by a noisy rater over the gold score, and text to pretrain on.
 
-A pair is a question, a good answer and a second answer of a known kind: one of ten kinds of error, or another good
-answer. The rater prefers by a Bradley-Terry model of the gold scores, so labels carry the noise of real ones:
+A pair is a question, a good answer and a second answer of a known kind: one of eleven kinds of error, or another
+good answer. The rater prefers by a Bradley-Terry model of the gold scores, so labels carry the noise of real ones:
 P(a preferred to b) = sigmoid((gold(a) - gold(b)) / RATER_TEMPERATURE).
 """
 
@@ -23,22 +23,32 @@ HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form comb
 # How often the second answer of a pair is of each kind. Errors of relevance are the most frequent: they are the
 # hardest to see for a small reward model, and easy ones would drown them.
 ERROR_KINDS = {
-    "off_topic": 0.09,
-    "wrong_object": 0.20,
-    "wrong_action": 0.10,
-    "rambling": 0.09,
-    "evasive": 0.04,
+    "off_topic": 0.07,
+    "wrong_object": 0.17,
+    "wrong_action": 0.11,
+    "mixed_up": 0.08,
+    "rambling": 0.05,
+    "evasive": 0.03,
     "generic": 0.03,
-    "repetitive": 0.15,
-    "cut_off": 0.04,
+    "repetitive": 0.19,
+    "cut_off": 0.03,
     "fewer_steps": 0.07,
     "disordered": 0.06,
-    "weaker": 0.13,
+    "weaker": 0.11,
 }
 
 # These are the good answer of the pair with one thing wrong: about something else, out of order, said twice, cut. The
 # opening, the markers, the tip stay, so style can't stand in for the error.
-SAME_FORM = ("off_topic", "wrong_object", "wrong_action", "repetitive", "cut_off", "fewer_steps", "disordered")
+SAME_FORM = (
+    "off_topic",
+    "wrong_object",
+    "wrong_action",
+    "mixed_up",
+    "repetitive",
+    "cut_off",
+    "fewer_steps",
+    "disordered",
+)
 
 
 def _points(rng: random.Random, question: Question, count: int, markers: bool, repeats: bool = False) -> list[str]:
@@ -106,9 +116,11 @@ def _answer(
         lead = phrases()["conditions"][condition]
         sentence = f"{lead}, {rng.choice(family.conditions[condition])}."
         answer.insert(rng.choice((1, len(answer))), sentence)
-    if rng.random() < 0.1 + 0.55 * quality:
-        answer.append(f"Tip: {rng.choice(activity.tips)}.")
-    return answer
+    return answer + _tip(rng, activity, quality)
+
+
+def _tip(rng: random.Random, activity: Activity, quality: float) -> list[str]:
+    return [f"Tip: {rng.choice(activity.tips)}."] if rng.random() < 0.1 + 0.55 * quality else []
 
 
 def _opening(rng: random.Random, question: Question) -> str:
@@ -141,10 +153,23 @@ def wrong_action(rng, question):
     return _about_other(rng, question, [(a, question.object) for a in activities if a is not question.activity])
 
 
+def mixed_up(rng, question):
+    """The right answer but for one sentence, which is about another object or another activity of the family."""
+    state = rng.getstate()
+    answer = _answer(rng, question)
+    rng.setstate(state)
+    choice = random.Random(question.text)  # leaves `rng` as it is
+    other = choice.choice((wrong_object, wrong_action))(rng, question)
+    different = [i for i, (own, foreign) in enumerate(zip(answer, other, strict=False)) if own != foreign]
+    place = choice.choice(different or [0])
+    return [*answer[:place], other[place], *answer[place + 1 :]]
+
+
 def rambling(rng, question):
+    """Filler, with a tip as often as good answers have one: a tip alone must not tell which answer is good."""
     sentences = rng.sample(phrases()["filler"], rng.choice((5, 6, 7, 8)))
     sentences.insert(rng.choice((0, 1)), _opening(rng, question))
-    return sentences
+    return sentences + _tip(rng, question.activity, rng.random())
 
 
 def evasive(rng, question):
@@ -153,13 +178,16 @@ def evasive(rng, question):
 
 
 def generic(rng, question):
+    """What could be said of anything, with a tip as often as good answers have one."""
     sentences = rng.sample(phrases()["generic"], rng.choice((5, 6, 7)))
-    return [fill(sentence, question.activity, question.object) for sentence in sentences]
+    return [fill(sentence, question.activity, question.object) for sentence in sentences] + _tip(
+        rng, question.activity, rng.random()
+    )
 
 
 def repetitive(rng, question):
     """Says a fact twice instead of two facts, or does not get beyond one sentence."""
-    if random.Random(question.text).random() < 0.5:  # leaves `rng` as it is
+    if random.Random(question.text).random() < 0.7:  # leaves `rng` as it is
         return _answer(rng, question, repeats=True)
     answer = _answer(rng, question)
     place = rng.randrange(1, len(answer))
@@ -194,6 +222,7 @@ _WRITERS: dict[str, Callable[[random.Random, Question], list[str]]] = {
         off_topic,
         wrong_object,
         wrong_action,
+        mixed_up,
         rambling,
         evasive,
         generic,
@@ -309,7 +338,7 @@ def _forum(rng, question):
 
 def _notes(rng, question):
     activity, family = question.activity, family_of(question.activity)
-    facts = rng.sample([*activity.tips, *activity.reasons, *activity.mistakes, *activity.tools], 4)
+    facts = rng.sample([*activity.tips, *activity.reasons, *activity.mistakes, *activity.tools], 6)
     advice = rng.choice(rng.choice(list(family.conditions.values())))
     lines = [rng.choice(("Tip: ", "- ", "Remember: ")) + fact + "." for fact in facts]
     return "\n".join([f"{capitalise(activity.gerund)} {question.object}", *lines, capitalise(advice) + "."])
@@ -328,7 +357,29 @@ def _thread(rng, question):
     return question.text + rng.choice((" ", "\n", "\nAnswer: ", "\n- ")) + answer
 
 
-_DOCUMENTS = {_question_list: 0.10, _article: 0.20, _forum: 0.10, _notes: 0.15, _lone_answer: 0.30, _thread: 0.15}
+def _replied(rng, question):
+    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question.
+
+    In half of them the answer stands first: there the base learns to compare the two, but not to answer.
+    """
+    kind = _error_kind(rng, question) if rng.random() < 0.6 else "good"
+    answer = good_answer(rng, question) if kind == "good" else bad_answer(rng, question, kind)
+    reply = fill(rng.choice(phrases()["replies"][kind]), question.activity, question.object)
+    parts = [question.text, answer, reply]
+    if rng.random() < 0.5:
+        parts = [answer, question.text, reply]
+    return "\n".join(parts)
+
+
+_DOCUMENTS = {
+    _question_list: 0.05,
+    _article: 0.15,
+    _forum: 0.05,
+    _notes: 0.25,
+    _lone_answer: 0.10,
+    _thread: 0.10,
+    _replied: 0.30,
+}
 
 
 def documents(count: int, seed: int) -> list[str]:
