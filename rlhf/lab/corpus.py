@@ -24,13 +24,13 @@ HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form comb
 # hardest to see for a small reward model, and easy ones would drown them.
 ERROR_KINDS = {
     "off_topic": 0.07,
-    "wrong_object": 0.17,
+    "wrong_object": 0.20,
     "wrong_action": 0.11,
     "mixed_up": 0.08,
     "rambling": 0.05,
     "evasive": 0.03,
     "generic": 0.03,
-    "repetitive": 0.19,
+    "repetitive": 0.16,
     "cut_off": 0.03,
     "fewer_steps": 0.07,
     "disordered": 0.06,
@@ -358,17 +358,11 @@ def _thread(rng, question):
 
 
 def _replied(rng, question):
-    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question.
-
-    In half of them the answer stands first: there the base learns to compare the two, but not to answer.
-    """
+    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question."""
     kind = _error_kind(rng, question) if rng.random() < 0.6 else "good"
     answer = good_answer(rng, question) if kind == "good" else bad_answer(rng, question, kind)
     reply = fill(rng.choice(phrases()["replies"][kind]), question.activity, question.object)
-    parts = [question.text, answer, reply]
-    if rng.random() < 0.5:
-        parts = [answer, question.text, reply]
-    return "\n".join(parts)
+    return "\n".join([question.text, answer, reply])
 
 
 _DOCUMENTS = {
@@ -377,8 +371,8 @@ _DOCUMENTS = {
     _forum: 0.05,
     _notes: 0.25,
     _lone_answer: 0.10,
-    _thread: 0.10,
-    _replied: 0.30,
+    _thread: 0.05,
+    _replied: 0.35,
 }
 
 
