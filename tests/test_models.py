@@ -252,11 +252,25 @@ def test_saved_qlora_adapter_loads_as_the_float_base_plus_the_adapter(profile_wi
 def test_full_policy_is_loaded_as_saved_and_ready_to_answer(profile_with_base, policy, tokenizer):
     outputs.save_checkpoint(profile_with_base, "sft_full_final", policy, tokenizer)
     loaded = models.load_sft(profile_with_base)
-    assert torch.equal(logits_of(loaded, tokenizer, PROMPTS[0]), logits_of(policy, tokenizer, PROMPTS[0]))
+    same_weights = {name: torch.equal(value, weights(policy)[name]) for name, value in loaded.named_parameters()}
+    assert all(same_weights.values())
+    expected = logits_of(policy, tokenizer, PROMPTS[0])
+    torch.testing.assert_close(logits_of(loaded, tokenizer, PROMPTS[0]), expected, atol=1e-5, rtol=0)
     assert not loaded.training and loaded.dtype == torch.float32
     outputs.save_checkpoint(profile_with_base, "ppo_aligned_final", policy, tokenizer)
     aligned = models.load_aligned(profile_with_base)
-    assert torch.equal(logits_of(aligned, tokenizer, PROMPTS[1]), logits_of(policy, tokenizer, PROMPTS[1]))
+    expected = logits_of(policy, tokenizer, PROMPTS[1])
+    torch.testing.assert_close(logits_of(aligned, tokenizer, PROMPTS[1]), expected, atol=1e-5, rtol=0)
+
+
+def test_attention_is_written_out_for_the_lab_on_a_cpu_and_fused_elsewhere(profile_with_base, monkeypatch):
+    from rlhf.profiles import load_profile
+
+    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    assert models.load_base(profile_with_base).config._attn_implementation == "eager"
+    assert models.attention(load_profile("gpt2")) == "sdpa"
+    monkeypatch.setattr(models, "device", lambda: torch.device("cuda"))
+    assert models.attention(profile_with_base) == "sdpa"
 
 
 def test_new_reward_model_is_the_sft_policy_with_one_output_drawn_from_the_seed(profile_with_sft):

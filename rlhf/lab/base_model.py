@@ -44,7 +44,9 @@ def load_or_pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]
     made_with = path / "lab.json"
     settings = _fingerprint(profile)
     if made_with.exists() and json.loads(made_with.read_text(encoding="utf-8")) == settings:
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        return AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager"), AutoTokenizer.from_pretrained(
+            path
+        )
     model, tokenizer = pretrain(profile)
     outputs.save_checkpoint(profile, "base", model, tokenizer)
     outputs.write_text(made_with, json.dumps(settings))
@@ -77,6 +79,8 @@ def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's, computed in one step
+            attn_implementation="eager",
             bos_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -84,7 +88,7 @@ def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     )
     steps = min(lab.pretraining_steps, profile.max_steps or lab.pretraining_steps)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lab.pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0.1
+        model.parameters(), lr=lab.pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lab.pretraining_learning_rate, steps + 1, pct_start=0.05)
     bf16 = bf16_is_native()
