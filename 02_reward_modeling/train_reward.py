@@ -39,7 +39,7 @@ def training_order(pairs: Dataset, close_first: float, batch_size: int, seed: in
 def make_trainer(profile: Profile, model, tokenizer, train, validation) -> RewardTrainer:
     """A trainer of the Bradley-Terry loss -log sigmoid(r(chosen) - r(rejected)) on prepare_reward_dataset's splits.
 
-    The loss leaves the level of each prompt's scores free, and untrained it drifts by more than answers differ. That
+    The loss leaves the level of each prompt's scores free, and left alone it drifts by more than answers differ. That
     would be noise in PPO's advantages, so (r(chosen) + r(rejected))^2 is added with a small weight, which pulls the
     level of every prompt to zero (Eisenstein et al. 2023, "Helping or Herding?").
     """

@@ -42,9 +42,9 @@ class PPOSettings:
     value_coef: float = 0.1
     # Answers are short and the reward comes at the end, so nothing is discounted.
     gamma: float = 1.0
-    # Generalised advantage estimation (Schulman et al. 2016) at its Monte Carlo end. With 0.95 the reward at the end
-    # of a fifty-token answer reaches the first words, which decide what it is about, through a value function that is
-    # not yet right: in a trial with 0.95 the reward had not risen after eight updates.
+    # Generalised advantage estimation (Schulman et al. 2016) at its Monte Carlo end. Below 1, the reward at the end of
+    # a fifty-token answer reaches the first words, which decide what it is about, mostly through the value model, and
+    # that starts from nothing and sees fourteen batches.
     lam: float = 1.0
     # Subtracted from the score of an answer that did not end: stopping must pay.
     missing_eos_penalty: float = 1.0
