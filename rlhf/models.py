@@ -37,10 +37,9 @@ def use_bf16() -> bool:
 def attention(profile: Profile) -> str:
     """How attention is computed: written out for the lab's short texts on a CPU, by torch's fused kernel elsewhere.
 
-    On a CPU the gradient of the fused kernel took more than a quarter of forward and backward of a pretraining step,
-    and the whole step a third longer than without it. The memory that it saves matters for long texts only.
+    The memory that the kernel saves matters for long texts only.
     """
-    return "eager" if profile.lab and device().type == "cpu" else "sdpa"
+    return base_model.CPU_ATTENTION if profile.lab and device().type == "cpu" else "sdpa"
 
 
 def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
