@@ -61,9 +61,9 @@ class SFTSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Stage 2: one pass over all pairs, after one over the share whose two answers are closest in length."""
+    """Stage 2: one pass over all pairs, after one over pairs that only the prompt decides."""
 
-    close_pairs_first: float
+    mismatched_first: float  # number of those, as a share of all pairs
     centering: float  # weight of (r(chosen) + r(rejected))^2 in the loss
     batch_size: int
     gradient_accumulation: int
@@ -127,7 +127,7 @@ LAB = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     reward=RewardSettings(
-        close_pairs_first=0.5,
+        mismatched_first=0.5,
         centering=0.01,
         batch_size=4,  # many small steps: with 8 and 16 some runs never learned to compare an answer with its question
         gradient_accumulation=1,
@@ -202,7 +202,7 @@ GPT2 = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.05, targets=("c_attn",)),
     ),
     reward=RewardSettings(
-        close_pairs_first=0.0,  # published: one pass in random order
+        mismatched_first=0.0,  # published: one pass over the pairs alone
         centering=0.01,  # published: none
         batch_size=4,  # as published, but padded to the batch, not to 1,024
         gradient_accumulation=4,

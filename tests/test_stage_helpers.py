@@ -270,47 +270,74 @@ def test_pair_of_which_one_side_is_too_long_is_left_out_with_a_printed_line(prof
     assert capsys.readouterr().out.startswith("test pairs: 2 of 3 rows are longer than")
 
 
-def pairs_of_lengths(lengths):
-    columns = {"chosen_ids": [[5] * chosen for chosen, _ in lengths], "rejected_ids": [[5] * r for _, r in lengths]}
-    return Dataset.from_dict(columns)
-
-
-def random_lengths(count):
+def test_order_of_training_has_every_text_once_in_batches_of_similar_length():
     rng = random.Random(0)
-    return [(rng.randint(5, 90), rng.randint(5, 90)) for _ in range(count)]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_training_sees_every_pair_once_and_first_those_closest_in_length(share):
-    lengths = random_lengths(100)
-    order = train_reward.training_order(pairs_of_lengths(lengths), share, batch_size=8, seed=0)
-    count = {0.0: 0, 0.3: 32, 1.0: 96}[share]  # whole batches of 8 nearest to the share
-    first, rest = order[:count], order[count:]
-    assert sorted(rest) == list(range(100))
-    assert len(set(first)) == count
-    differences = sorted(abs(chosen - rejected) for chosen, rejected in lengths)
-    assert sorted(abs(lengths[i][0] - lengths[i][1]) for i in first) == differences[:count]
+    lengths = [rng.randint(5, 90) for _ in range(160)]  # one run of 20 batches of 8
+    order = reward_data.training_order(lengths, batch_size=8, seed=0)
+    assert sorted(order) == list(range(160))
+    batches = [sorted(lengths[i] for i in order[start : start + 8]) for start in range(0, 160, 8)]
+    assert [length for batch in sorted(batches) for length in batch] == sorted(lengths)
+    assert batches != sorted(batches)  # not from short to long
 
 
 def test_order_of_training_follows_its_seed():
-    pairs = pairs_of_lengths(random_lengths(100))
-    orders = [train_reward.training_order(pairs, 0.3, batch_size=8, seed=seed) for seed in (1, 1, 2)]
+    orders = [reward_data.training_order([7] * 100, batch_size=8, seed=seed) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_pairs_of_a_training_batch_are_of_similar_length():
-    lengths = random_lengths(160)  # one run of 20 batches of 8
-    order = train_reward.training_order(pairs_of_lengths(lengths), 0.0, batch_size=8, seed=0)
-    longest = [[max(lengths[i]) for i in order[start : start + 8]] for start in range(0, 160, 8)]
-    by_length = sorted(max(pair) for pair in lengths)
-    assert sorted(longest) == [by_length[start : start + 8] for start in range(0, 160, 8)]
-    assert longest != sorted(longest)  # not from short to long
+def test_mismatched_answer_belongs_to_a_prompt_near_by_in_the_order_of_first_or_last_words(preferences):
+    profile, tokenizer, splits = preferences
+    train = splits["train"]
+    mismatched = reward_data.mismatched_pairs(train, 0.5, profile, tokenizer)
+    assert len(mismatched) == len(train) // 2
+    asked_with = dict(zip(train["chosen"], train["prompt"], strict=True))
+    orders = [sorted(train["prompt"], key=lambda prompt: prompt.split()[::step]) for step in (1, -1)]
+    nearby = [set(zip(order, order[3:] + order[:3], strict=True)) for order in orders]
+    swaps = [(row["prompt"], asked_with[row["rejected"]]) for row in mismatched]
+    assert all(asked_with[row["chosen"]] == row["prompt"] for row in mismatched)
+    assert all(swap in nearby[0] or swap in nearby[1] for swap in swaps)
+    assert min(sum(swap in near for swap in swaps) for near in nearby) >= len(train) // 4
+    for side in ("chosen", "rejected"):
+        assert mismatched[f"{side}_ids"] == encode(tokenizer, mismatched["prompt"], mismatched[side])
+
+
+def test_mismatched_answer_is_never_an_answer_to_the_same_prompt(preferences):
+    profile, tokenizer, _ = preferences
+    answers = [f"Answer {i}." for i in range(12)]
+    columns = {"prompt": ["Why?"] * 6 + ["How?"] * 6, "chosen": answers, "rejected": ["x"] * 12}
+    mismatched = reward_data.mismatched_pairs(Dataset.from_dict(columns), 1.0, profile, tokenizer)
+    assert len(mismatched) == 12  # three at each border of the two prompts, in both orders
+    for row in mismatched:
+        assert (row["prompt"] == "Why?") == (row["rejected"] in answers[6:])
+
+
+def test_mismatched_pair_that_is_too_long_is_left_out_with_a_printed_line(preferences, capsys):
+    profile, tokenizer, _ = preferences
+    columns = {"prompt": [f"Question {i}?" for i in range(8)], "chosen": ["a", *"bcdefg", "word " * 300]}
+    pairs = Dataset.from_dict(columns | {"rejected": ["x"] * 8})
+    mismatched = reward_data.mismatched_pairs(pairs, 1.0, profile, tokenizer)
+    assert max(len(text) for row in mismatched for text in (row["chosen"], row["rejected"])) == 1
+    assert capsys.readouterr().out.startswith("mismatched pairs: ")
+
+
+def test_training_begins_with_the_mismatched_pairs_and_then_sees_every_pair_once(preferences):
+    profile, tokenizer, splits = preferences
+    train = splits["train"]
+    first = reward_data.mismatched_pairs(train, profile.reward.mismatched_first, profile, tokenizer)
+    seen = reward_data.training_pairs(profile, tokenizer, train)
+    texts = [[(row["prompt"], row["rejected"]) for row in rows] for rows in (first, train, seen)]
+    assert len(first) > 0
+    assert sorted(texts[2][: len(first)]) == sorted(texts[0])
+    assert sorted(texts[2][len(first) :]) == sorted(texts[1])
+
+    without = dataclasses.replace(profile, reward=dataclasses.replace(profile.reward, mismatched_first=0.0))
+    assert sorted(reward_data.training_pairs(without, tokenizer, train)["rejected"]) == sorted(train["rejected"])
 
 
 @pytest.fixture
 def reward_trainer(profile_with_sft, monkeypatch):
     """A trainer on pairs that the last word tells apart, which a few steps are enough to learn."""
-    settings = dataclasses.replace(profile_with_sft.reward, learning_rate=1e-2)
+    settings = dataclasses.replace(profile_with_sft.reward, learning_rate=1e-2, mismatched_first=0.0)
     profile = dataclasses.replace(profile_with_sft, max_steps=24, reward=settings)
     easy = {
         name: rows.map(lambda row: {"chosen": f"{row['chosen'][:40]} yes", "rejected": f"{row['chosen'][:40]} no"})
@@ -325,7 +352,9 @@ def reward_trainer(profile_with_sft, monkeypatch):
         profile,
         tokenizer,
         validation,
-        train_reward.make_trainer(profile, model, tokenizer, splits["train"], validation),
+        train_reward.make_trainer(
+            profile, model, tokenizer, reward_data.training_pairs(profile, tokenizer, splits["train"]), validation
+        ),
     )
 
 
