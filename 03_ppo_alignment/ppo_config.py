@@ -76,7 +76,7 @@ def get_settings(profile: Profile) -> PPOSettings:
 
 @contextmanager
 def record_rollouts(policy, tokenizer) -> Iterator[list[dict[str, float]]]:
-    """While open, each batch that `policy` generates adds its response_length (tokens) and stop_rate to the list."""
+    """While open, each micro-batch that `policy` generates adds its response_length (tokens) and stop_rate."""
     rollouts: list[dict[str, float]] = []
     generate = policy.generate
 
@@ -179,10 +179,8 @@ def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
         "lr": "learning_rate",
     }
     logged = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
-    rows = [
-        {name: entry[key] for key, name in names.items()}
-        | {"entropy": entry["objective/entropy"] / rollout["response_length"]}
-        | rollout
-        for entry, rollout in zip(logged, trainer.rollouts, strict=True)
-    ]
-    return pd.DataFrame(rows)
+    curve = pd.DataFrame([{name: entry[key] for key, name in names.items()} for entry in logged])
+    rollouts = pd.DataFrame(trainer.rollouts)  # as many of equal size for each update
+    rollouts = rollouts.groupby(rollouts.index // (len(rollouts) // len(curve))).mean()
+    curve["entropy"] = [entry["objective/entropy"] for entry in logged] / rollouts.response_length
+    return curve.join(rollouts)

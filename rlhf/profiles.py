@@ -127,9 +127,9 @@ LAB = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     reward=RewardSettings(
-        mismatched_first=0.5,
+        mismatched_first=0.8,
         centering=0.01,
-        batch_size=4,  # many small steps: with 8 and 16 some runs never learned to compare an answer with its question
+        batch_size=8,
         gradient_accumulation=1,
         max_length=256,
         learning_rate=1e-3,

@@ -255,13 +255,27 @@ def test_bad_answers_have_the_error_of_their_kind(kind, holds):
 
 
 def test_a_mixed_up_answer_is_the_good_one_but_for_one_sentence():
-    different = []
-    for question in random.Random(0).sample(questions(), 200):
-        good = corpus._answer(random.Random(1), question)
-        mixed = corpus.mixed_up(random.Random(1), question)
-        assert len(mixed) == len(good)
-        different.append(sum(own != other for own, other in zip(good, mixed, strict=True)))
-    assert set(different) <= {0, 1} and sum(different) > 190
+    leads, conditions = corpus.phrases()["conditions"], []
+    for seed, question in enumerate(random.Random(0).sample(questions(), 200)):
+        good = corpus._answer(random.Random(seed), question)
+        mixed = corpus.mixed_up(random.Random(seed), question)
+        different = [(own, other) for own, other in zip(good, mixed, strict=True) if own != other]
+        assert len(different) == 1
+        assert gold_score(question.text, " ".join(mixed)) < gold_score(question.text, " ".join(good))
+        conditions += [question for lead in leads.values() if different[0][1].startswith(lead)]
+    assert conditions and all(question.condition for question in conditions)
+
+
+def test_a_repeated_fact_stands_anywhere_in_the_answer_and_the_rest_is_that_of_the_good_one():
+    places = set()
+    for seed, question in enumerate(question for question in questions()[:400] if question.kind == "how"):
+        good = corpus._answer(random.Random(seed), question)
+        repeated = corpus._answer(random.Random(seed), question, repeats=True)
+        changed = [i for i, (own, other) in enumerate(zip(good, repeated, strict=True)) if own != other]
+        assert len(changed) == 1
+        assert gold_parts(question.text, " ".join(repeated))["repetition"] < 0
+        places.add(changed[0])
+    assert len(places) > 1
 
 
 @pytest.mark.parametrize("kind", ["rambling", "generic"])

@@ -514,3 +514,16 @@ def test_two_updates_of_ppo_give_a_finite_curve_and_train_policy_and_value_alone
     assert changed == [True, False, False, True]
     assert list((outputs.logs_dir(profile) / "ppo").rglob("events.out.tfevents.*"))
     assert "generate" not in vars(four[0])
+
+
+def test_curve_has_one_row_for_an_update_whose_answers_did_not_fit_into_one_batch(ppo, monkeypatch):
+    profile, four, tokenizer, prompts = ppo
+    smoke = dataclasses.replace(ppo_config.get_settings(profile), micro_batch_size=4, mini_batches=1, epochs=1)
+    monkeypatch.setitem(ppo_config._SETTINGS, "smoke", smoke)
+    trainer = ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+    trainer.train()
+    curve = ppo_config.training_curve(trainer)
+    halves = [rollout["response_length"] for rollout in trainer.rollouts]
+    assert smoke.batch_size == 8 and len(halves) == 4
+    assert curve.episode.tolist() == [8, 16]
+    assert curve.response_length.tolist() == pytest.approx([np.mean(halves[:2]), np.mean(halves[2:])])
