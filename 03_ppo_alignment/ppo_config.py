@@ -27,8 +27,8 @@ class PPOSettings:
     max_prompt_tokens: int = 256
     # Passes over each batch: answers cost more than gradients, so each is used twice.
     epochs: int = 2
-    # Constant after the warm-up; well below fine-tuning, because the target moves with the policy. Twice as much gained
-    # no more reward and paid for it with half as much KL again: steps along the noise of a small batch.
+    # Constant after the warm-up; well below fine-tuning, because the target moves with the policy. Nearly twice as much
+    # gained a sixth more reward and took three quarters more KL: steps along the noise of a small batch.
     learning_rate: float = 8e-5
     # The value head starts with no idea of the returns; let it learn some before the policy moves at full speed.
     warmup_updates: int = 5
