@@ -177,8 +177,9 @@ def test_adapter_training_lowers_the_loss_and_leaves_the_base_as_it_was(sft, met
     trainer = finetune.make_trainer(
         profile, method, model, tokenizer, train, validation, learning_rate=1e-2, epochs=2, adapter=adapter
     )
-    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainable = {name: p.dtype for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert trainable and all("lora_" in name for name in trainable)
+    assert set(trainable.values()) == {torch.float32}  # small steps would be rounded away in bfloat16
     trainer.train()
     losses = finetune.loss_curve(trainer, method).query("split == 'validation'").loss
     assert losses.iloc[-1] < before - 0.01
@@ -204,6 +205,9 @@ def test_cost_of_each_method_is_counted_as_by_hand(sft):
     assert costs["full"]["memory_megabytes"] == pytest.approx(4 * 4 * everything / 1e6, rel=1e-3)
     assert costs["lora"]["weight_megabytes"] == pytest.approx(4 * (everything + adapter) / 1e6)
     assert costs["qlora"]["weight_megabytes"] < costs["lora"]["weight_megabytes"]
+    for method in ("lora", "qlora"):
+        state = costs[method]["memory_megabytes"] - costs[method]["weight_megabytes"]
+        assert state == pytest.approx(3 * 4 * adapter / 1e6, rel=1e-2)
     assert costs["lora"]["memory_megabytes"] < costs["full"]["memory_megabytes"]
     for method, cost in costs.items():
         assert cost["method"] == method and cost["seconds_per_step"] > 0

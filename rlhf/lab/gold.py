@@ -36,13 +36,13 @@ class Fact(NamedTuple):
 
 
 @cache
-def _facts() -> dict[str, list[tuple[tuple[str, ...], Fact]]]:
-    """The words of each fact, by the first of them; the object is one word, `@`."""
-    index: dict[str, list[tuple[tuple[str, ...], Fact]]] = {}
+def _facts() -> dict[tuple[str, ...], list[tuple[tuple[str, ...], Fact]]]:
+    """The words of each fact, by the first two of them; the object is one word, `@`."""
+    index: dict[tuple[str, ...], list[tuple[tuple[str, ...], Fact]]] = {}
 
     def add(phrase: str, fact: Fact) -> None:
         words = tuple(_OBJECT if word == "o" else word for word in normalise(phrase).split())
-        index.setdefault(words[0], []).append((words, fact))
+        index.setdefault(words[:2], []).append((words, fact))
 
     for family in families():
         for condition, answers in family.conditions.items():
@@ -83,8 +83,8 @@ def _with_object(text: str) -> tuple[str, list[str]]:
 
 def _find_facts(core: str) -> list[Fact]:
     words, index, found = core.split(), _facts(), []
-    for i, word in enumerate(words):
-        for phrase, fact in index.get(word, ()):
+    for i in range(len(words)):
+        for phrase, fact in index.get(tuple(words[i : i + 2]), ()):
             if tuple(words[i : i + len(phrase)]) == phrase:
                 found.append(fact)
     return found
