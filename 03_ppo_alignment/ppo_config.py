@@ -16,17 +16,18 @@ class PPOSettings:
     """What PPO is run with. The comments say why each value is what it is."""
 
     # One update is one batch of answers. The proxy gains most in the first dozen; more mostly buys KL, not quality.
-    updates: int = 18
+    updates: int = 16
     # Answers per update: the advantage is whitened over them, so a small batch makes a noisy sign.
-    batch_size: int = 64
+    batch_size: int = 128
     # Answers that a forward pass of the training takes at once; what memory allows.
-    micro_batch_size: int = 64
-    # Two optimiser steps per pass over the batch: the second is off-policy, which the clipping is there for.
-    mini_batches: int = 2
+    micro_batch_size: int = 128
+    # Four optimiser steps per pass over the batch: all but the first are off-policy, which the clipping is there for.
+    mini_batches: int = 4
     # Prompts longer than this (tokens, with template) are left out: a batch is padded to its longest.
     max_prompt_tokens: int = 256
-    # Passes over each batch: answers cost more than gradients, so each is used twice.
-    epochs: int = 2
+    # Passes over each batch. For a small model new answers cost less than a second gradient from the old ones, and
+    # say more.
+    epochs: int = 1
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy. Nearly twice as much
     # gained a sixth more reward and took three quarters more KL: steps along the noise of a small batch.
     learning_rate: float = 8e-5
@@ -45,7 +46,7 @@ class PPOSettings:
     gamma: float = 1.0
     # Generalised advantage estimation (Schulman et al. 2016) at its Monte Carlo end. Below 1, the reward at the end of
     # a fifty-token answer reaches the first words, which decide what it is about, mostly through the value model, and
-    # that starts from nothing and sees eighteen batches.
+    # that starts from nothing and sees sixteen batches.
     lam: float = 1.0
     # Subtracted from the score of an answer that did not end: stopping must pay.
     missing_eos_penalty: float = 1.0
