@@ -33,7 +33,11 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
     answers to random prompts; those to similar prompts are harder. Similar are prompts that stand close together when
     all are sorted by their first words, for one half of the pairs, or by their last words, for the other.
 
-    `pairs` and the result have the columns of prepare_reward_dataset. Texts over the profile's max_length are left out.
+    Rows 2k and 2k + 1 are a couple: two prompts and the same two answers, each chosen once and rejected once. In one
+    batch, what an answer is worth to every prompt cancels, and the gradient is left with the fit. (Goyal et al. 2017,
+    "Making the V in VQA Matter", balance pictures in this way.) Without couples this fit was not learned with every
+    seed. A couple with a text over the profile's max_length is counted and left out.
+    `pairs` and the result have the columns of prepare_reward_dataset.
     """
     prompts, chosen = list(pairs["prompt"]), list(pairs["chosen"])
     words = [prompt.split() for prompt in prompts]
@@ -43,30 +47,38 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
         order = sorted(range(len(words)), key=key)
         neighbours = zip(order, order[DISTANCE:] + order[:DISTANCE], strict=True)
         usable = [(i, j) for i, j in neighbours if prompts[i] != prompts[j] and chosen[i] != chosen[j]]
-        for i, j in rng.sample(usable, min(len(usable), round(share / 2 * len(pairs)))):
-            rows["prompt"].append(prompts[i])
-            rows["chosen"].append(chosen[i])
-            rows["rejected"].append(chosen[j])
-    rows = Dataset.from_dict(rows)
-    if len(rows):
-        rows = drop_too_long(rows, tokenizer, profile.reward.max_length, ("chosen", "rejected"), "mismatched pairs")
-    return _with_tokens(rows, tokenizer)
+        for couple in rng.sample(usable, min(len(usable), round(share / 4 * len(pairs)))):
+            for i, j in (couple, couple[::-1]):
+                rows["prompt"].append(prompts[i])
+                rows["chosen"].append(chosen[i])
+                rows["rejected"].append(chosen[j])
+    if not rows["prompt"]:  # one prompt, or one answer, for all pairs
+        return pairs.select([])
+    mismatched = _with_tokens(Dataset.from_dict(rows), tokenizer)
+    limit, lengths = profile.reward.max_length, _lengths(mismatched)
+    # Of a couple both rows or none; i ^ 1 is the other row.
+    kept = [i for i in range(len(lengths)) if max(lengths[i], lengths[i ^ 1]) <= limit]
+    if len(kept) < len(lengths):
+        left_out = len(lengths) - len(kept)
+        print(f"mismatched pairs: {left_out} of {len(lengths)} rows are longer than {limit} tokens and are left out")
+    return mismatched.select(kept)
 
 
-def training_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
+def training_order(lengths: list[int], batch_size: int, seed: int, together: int = 1) -> list[int]:
     """The numbers of the texts in a random order of batches of similar length, for little padding.
 
-    Each run of 20 batches is sorted, cut and shuffled.
+    Each run of 20 batches is sorted, cut and shuffled. Every `together` texts in a row stay in one batch.
     """
     rng = random.Random(seed)
-    rows = list(range(len(lengths)))
-    rng.shuffle(rows)
+    groups = [range(i, i + together) for i in range(0, len(lengths), together)]
+    rng.shuffle(groups)
+    size = max(1, batch_size // together)
     order = []
-    for start in range(0, len(rows), 20 * batch_size):
-        run = sorted(rows[start : start + 20 * batch_size], key=lambda i: lengths[i])
-        batches = [run[i : i + batch_size] for i in range(0, len(run), batch_size)]
+    for start in range(0, len(groups), 20 * size):
+        run = sorted(groups[start : start + 20 * size], key=lambda group: max(lengths[i] for i in group))
+        batches = [run[i : i + size] for i in range(0, len(run), size)]
         rng.shuffle(batches)
-        order += [i for batch in batches for i in batch]
+        order += [i for batch in batches for group in batch for i in group]
     return order
 
 
@@ -78,14 +90,17 @@ def training_pairs(profile: Profile, tokenizer, pairs: Dataset) -> Dataset:
     and prompt before the shortcuts pay.
     """
     settings = profile.reward
-    parts = [pairs]
+    ordered = [pairs.select(training_order(_lengths(pairs), settings.batch_size, profile.seed))]
     if settings.mismatched_first:
-        parts.insert(0, mismatched_pairs(pairs, settings.mismatched_first, profile, tokenizer))
-    ordered = []
-    for part in parts:
-        lengths = [max(len(c), len(r)) for c, r in zip(part["chosen_ids"], part["rejected_ids"], strict=True)]
-        ordered.append(part.select(training_order(lengths, settings.batch_size, profile.seed)))
+        mismatched = mismatched_pairs(pairs, settings.mismatched_first, profile, tokenizer)
+        order = training_order(_lengths(mismatched), settings.batch_size, profile.seed, together=2)
+        ordered.insert(0, mismatched.select(order))
     return concatenate_datasets(ordered)
+
+
+def _lengths(pairs: Dataset) -> list[int]:
+    """Tokens of the longer text of each pair."""
+    return [max(len(c), len(r)) for c, r in zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)]
 
 
 def _with_tokens(rows: Dataset, tokenizer) -> Dataset:

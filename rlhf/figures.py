@@ -55,6 +55,7 @@ METRICS = {
     "distinct_2": "distinct-2",
 }
 INTERVAL_COLUMNS = ["ci_low", "ci_high"]
+SHARES = (-0.03, 1.03)  # the whole axis: on a part of it, one answer in a hundred looks like a collapse
 RUNNING = 5  # updates in the running mean of the PPO curves
 
 WIDTH = 7  # inches
@@ -387,6 +388,8 @@ def model_metrics(
     figure, (axes,) = _figure(title, 3.8)
     _metric_groups(axes, frame, metrics, _series(frame.model))
     _label(axes, "metric", ylabel)
+    if all(metric.startswith("stop_rate") for metric in metrics):
+        axes.set_ylim(*SHARES)
     _legend(figure)
     return figure
 
@@ -673,11 +676,12 @@ def ppo_curves(frame: pd.DataFrame, model: str = "ppo") -> Figure:
     figure, grid = _figure(f"{style['label']} over the episodes of its training", 8.6, 4, 2, sharex=True)
     for axes, (columns, (title, unit)) in zip(grid, panels.items(), strict=False):
         for column, colour in zip(columns, (style["color"], BLACK), strict=False):
-            axes.plot(frame.episode, frame[column], color=colour, linewidth=0.9, alpha=0.5)
+            axes.plot(frame.episode, frame[column], color=colour, linewidth=0.9, alpha=0.5, marker=".", markersize=3)
             axes.plot(frame.episode, means[column], color=colour, linewidth=2.2)
         _label(axes, "", unit, title)
         _ticks(axes.xaxis, 5, integer=True)
         _ticks(axes.yaxis, 5)
+    grid[6].set_ylim(*SHARES)
     for axes in grid[5:7]:  # the lowest of each column
         axes.set_xlabel("episodes")
         axes.tick_params(labelbottom=True)

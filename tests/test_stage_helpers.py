@@ -284,6 +284,14 @@ def test_order_of_training_has_every_text_once_in_batches_of_similar_length():
     assert batches != sorted(batches)  # not from short to long
 
 
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_texts_that_belong_together_stay_in_one_batch(batch_size):
+    rng = random.Random(0)
+    order = reward_data.training_order([rng.randint(5, 90) for _ in range(100)], batch_size, seed=0, together=2)
+    assert sorted(order) == list(range(100))
+    assert all(first % 2 == 0 and second == first + 1 for first, second in zip(order[::2], order[1::2], strict=True))
+
+
 def test_order_of_training_follows_its_seed():
     orders = [reward_data.training_order([7] * 100, batch_size=8, seed=seed) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
@@ -292,17 +300,32 @@ def test_order_of_training_follows_its_seed():
 def test_mismatched_answer_belongs_to_a_prompt_near_by_in_the_order_of_first_or_last_words(preferences):
     profile, tokenizer, splits = preferences
     train = splits["train"]
-    mismatched = reward_data.mismatched_pairs(train, 0.5, profile, tokenizer)
-    assert len(mismatched) == len(train) // 2
+    mismatched = reward_data.mismatched_pairs(train, 0.4, profile, tokenizer)
+    assert len(mismatched) == 0.4 * len(train)
     asked_with = dict(zip(train["chosen"], train["prompt"], strict=True))
     orders = [sorted(train["prompt"], key=lambda prompt: prompt.split()[::step]) for step in (1, -1)]
-    nearby = [set(zip(order, order[3:] + order[:3], strict=True)) for order in orders]
-    swaps = [(row["prompt"], asked_with[row["rejected"]]) for row in mismatched]
+    nearby = [{frozenset(two) for two in zip(order, order[3:] + order[:3], strict=True)} for order in orders]
+    swaps = [frozenset((row["prompt"], asked_with[row["rejected"]])) for row in mismatched]
     assert all(asked_with[row["chosen"]] == row["prompt"] for row in mismatched)
     assert all(swap in nearby[0] or swap in nearby[1] for swap in swaps)
-    assert min(sum(swap in near for swap in swaps) for near in nearby) >= len(train) // 4
+    assert min(sum(swap in near for swap in swaps) for near in nearby) >= 0.2 * len(train)
     for side in ("chosen", "rejected"):
         assert mismatched[f"{side}_ids"] == encode(tokenizer, mismatched["prompt"], mismatched[side])
+
+
+def test_mismatched_pairs_are_couples_with_the_same_two_answers_each_chosen_once(preferences):
+    profile, tokenizer, splits = preferences
+    mismatched = reward_data.mismatched_pairs(splits["train"], 0.4, profile, tokenizer).to_list()
+    for first, second in zip(mismatched[::2], mismatched[1::2], strict=True):
+        assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"])
+        assert first["prompt"] != second["prompt"]
+
+
+def test_prompts_that_are_all_the_same_give_no_mismatched_pairs(preferences):
+    profile, tokenizer, splits = preferences
+    same = splits["train"].map(lambda _: {"prompt": "Why?"})
+    assert len(reward_data.mismatched_pairs(same, 1.0, profile, tokenizer)) == 0
+    assert sorted(reward_data.training_pairs(profile, tokenizer, same)["chosen"]) == sorted(same["chosen"])
 
 
 def test_mismatched_answer_is_never_an_answer_to_the_same_prompt(preferences):
@@ -310,7 +333,8 @@ def test_mismatched_answer_is_never_an_answer_to_the_same_prompt(preferences):
     answers = [f"Answer {i}." for i in range(12)]
     columns = {"prompt": ["Why?"] * 6 + ["How?"] * 6, "chosen": answers, "rejected": ["x"] * 12}
     mismatched = reward_data.mismatched_pairs(Dataset.from_dict(columns), 1.0, profile, tokenizer)
-    assert len(mismatched) == 12  # three at each border of the two prompts, in both orders
+    # Six neighbours in each order ask different things; three of them are drawn, and make a couple each.
+    assert len(mismatched) == 12
     for row in mismatched:
         assert (row["prompt"] == "Why?") == (row["rejected"] in answers[6:])
 
@@ -319,9 +343,11 @@ def test_mismatched_pair_that_is_too_long_is_left_out_with_a_printed_line(prefer
     profile, tokenizer, _ = preferences
     columns = {"prompt": [f"Question {i}?" for i in range(8)], "chosen": ["a", *"bcdefg", "word " * 300]}
     pairs = Dataset.from_dict(columns | {"rejected": ["x"] * 8})
-    mismatched = reward_data.mismatched_pairs(pairs, 1.0, profile, tokenizer)
+    mismatched = reward_data.mismatched_pairs(pairs, 4.0, profile, tokenizer)
+    # Of the eight neighbours in each order, two have the long answer: both pairs of these couples are left out.
+    assert len(mismatched) == 24
     assert max(len(text) for row in mismatched for text in (row["chosen"], row["rejected"])) == 1
-    assert capsys.readouterr().out.startswith("mismatched pairs: ")
+    assert capsys.readouterr().out.startswith("mismatched pairs: 8 of 32 rows are longer than")
 
 
 def test_training_begins_with_the_mismatched_pairs_and_then_sees_every_pair_once(preferences):
@@ -333,6 +359,8 @@ def test_training_begins_with_the_mismatched_pairs_and_then_sees_every_pair_once
     assert len(first) > 0
     assert sorted(texts[2][: len(first)]) == sorted(texts[0])
     assert sorted(texts[2][len(first) :]) == sorted(texts[1])
+    couples = zip(seen["chosen"][: len(first) : 2], seen["rejected"][1 : len(first) : 2], strict=True)
+    assert all(chosen == rejected for chosen, rejected in couples)
 
     without = dataclasses.replace(profile, reward=dataclasses.replace(profile.reward, mismatched_first=0.0))
     assert sorted(reward_data.training_pairs(without, tokenizer, train)["rejected"]) == sorted(train["rejected"])
