@@ -16,7 +16,7 @@ class PPOSettings:
     """What PPO is run with. The comments say why each value is what it is."""
 
     # One update is one batch of answers. The proxy gains most in the first dozen; more mostly buys KL, not quality.
-    updates: int = 14
+    updates: int = 12
     # Answers per update: the advantage is whitened over them, so a small batch makes a noisy sign.
     batch_size: int = 128
     # Answers that a forward pass of the training takes at once; what memory allows.

@@ -111,7 +111,7 @@ LAB = Profile(
     seed=0,
     threads=2,
     max_steps=None,
-    eval_prompts=400,
+    eval_prompts=300,
     sft=SFTSettings(
         epochs=2,
         batch_size=16,
@@ -127,7 +127,7 @@ LAB = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     reward=RewardSettings(
-        mismatched_first=0.8,
+        mismatched_first=0.6,
         centering=0.01,
         batch_size=8,
         gradient_accumulation=1,
@@ -141,12 +141,12 @@ LAB = Profile(
     decoding=DecodingSettings(batch_size=64, max_new_tokens=96, temperature=0.7),
     lab=LabSettings(
         pairs=(6000, 300, 600),
-        layers=3,
+        layers=4,  # with three, the reward model learned to compare the objects of question and answer by luck only
         width=192,
-        heads=3,
+        heads=6,
         vocabulary=4000,
         context=256,
-        pretraining_steps=1600,
+        pretraining_steps=1500,
         pretraining_batch=8,
         pretraining_tokens=128,
         pretraining_learning_rate=3e-3,
