@@ -34,9 +34,9 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
     all are sorted by their first words, for one half of the pairs, or by their last words, for the other.
 
     Rows 2k and 2k + 1 are a couple: two prompts and the same two answers, each chosen once and rejected once. In one
-    batch, what an answer is worth to every prompt cancels, and the gradient is left with the fit. (Goyal et al. 2017,
-    "Making the V in VQA Matter", balance pictures in this way.) Without couples this fit was not learned with every
-    seed. A couple with a text over the profile's max_length is counted and left out.
+    batch, what an answer is worth to every prompt cancels, and the gradient is left with the fit. Goyal et al. 2017,
+    "Making the V in VQA Matter", balance pictures in this way. A couple with a text over the profile's max_length is
+    counted and left out.
     `pairs` and the result have the columns of prepare_reward_dataset.
     """
     prompts, chosen = list(pairs["prompt"]), list(pairs["chosen"])

@@ -141,7 +141,7 @@ LAB = Profile(
     decoding=DecodingSettings(batch_size=64, max_new_tokens=96, temperature=0.7),
     lab=LabSettings(
         pairs=(6000, 300, 600),
-        layers=4,  # with three, the reward model learned to compare the objects of question and answer by luck only
+        layers=4,
         width=192,
         heads=6,
         vocabulary=4000,
