@@ -7,8 +7,6 @@ there never changes a result.
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from rlhf import outputs
+from rlhf.generation import left_padded
 from rlhf.template import format_prompt
 
 import numpy as np
@@ -282,12 +282,9 @@ class PPOTrainer:
         self.value_head = torch.nn.Linear(policy.config.hidden_size, 1).to(self.device)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
-        modules = [policy, self.value_head if value_model is None else value_model]
-        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.value_module = self.value_head if value_model is None else value_model  # what learns the values
+        self.parameters = [p for module in (policy, self.value_module) for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda update: min(1.0, (update + 1) / (settings.warmup_updates + 1))
-        )
         self.kl = FixedKL(settings.kl_coef)
         if settings.kl_target is not None:
             self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)
@@ -377,18 +374,22 @@ class PPOTrainer:
             "response_length": mask.sum(dim=1).float().mean().item(),
             "stop_rate": rollout.ended.float().mean().item(),
             "kl_coef": self.kl.coef,
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": self.learning_rate,
         }
         self._check_finite(row)
         row |= self.optimise(rollout, old_logprobs, values, advantages, returns)
         self.kl.update(row["kl"], settings.batch_size)
-        self.schedule.step()
         self.update += 1
         self.rows.append(row)
         if self.writer:
             for name, value in row.items():
                 self.writer.add_scalar(f"ppo/{name}", value, row["episode"])
         return row
+
+    @property
+    def learning_rate(self) -> float:
+        """Rises over the warm-up and then stays."""
+        return self.settings.learning_rate * min(1.0, (self.update + 1) / (self.settings.warmup_updates + 1))
 
     def _next_prompts(self) -> list[int]:
         """The next batch, in a random order that visits every prompt before any comes again."""
@@ -400,13 +401,9 @@ class PPOTrainer:
 
     @torch.no_grad()
     def generate(self, numbers: list[int]) -> Rollout:
-        """Sampled answers to the prompts of these numbers. Prompts are padded on the left, as decoding needs it."""
+        """Sampled answers to the prompts of these numbers."""
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        width = max(len(self.encoded[i]) for i in numbers)
-        prompts = torch.full((len(numbers), width), pad)
-        for row, i in enumerate(numbers):
-            prompts[row, width - len(self.encoded[i]) :] = torch.tensor(self.encoded[i])
-        attention = (prompts != pad).long()
+        prompts, attention = left_padded([self.encoded[i] for i in numbers], pad)
         with self._autocast():
             sequences = self.policy.generate(
                 input_ids=prompts.to(self.device),
@@ -419,7 +416,7 @@ class PPOTrainer:
                 pad_token_id=pad,
                 eos_token_id=eos,
             )
-        responses = sequences[:, width:]
+        responses = sequences[:, prompts.shape[1] :]
         mask = response_mask(responses, eos)
         ended = (responses == eos).any(dim=1)
         attention = torch.cat([attention.to(self.device), mask], dim=1)
@@ -527,6 +524,8 @@ class PPOTrainer:
         """
         settings = self.settings
         mask, value_mask = rollout.mask, self.value_mask(rollout)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         steps = []
         for _ in range(settings.epochs):
             shuffled = torch.randperm(len(mask), generator=self.generator).to(self.device)
@@ -580,11 +579,6 @@ class PPOTrainer:
         if self.checkpoints is None:
             raise ValueError("no folder for checkpoints was given; pass checkpoints=... to PPOTrainer.")
         path = Path(self.checkpoints) / f"update_{self.update:05d}"
-        temporary = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.policy.save_pretrained(temporary / "policy")
-        values = self.value_head if self.value_model is None else self.value_model
-        save_file({name: t.contiguous() for name, t in values.state_dict().items()}, temporary / "value.safetensors")
         moments = {
             f"{i}.{name}": torch.as_tensor(value)
             for i, state in self.optimizer.state_dict()["state"].items()
@@ -593,20 +587,21 @@ class PPOTrainer:
         randomness = {"cpu": torch.get_rng_state(), "generator": self.generator.get_state(), "order": self.order}
         if torch.cuda.is_available():
             randomness["cuda"] = torch.cuda.get_rng_state()
-        save_file(moments, temporary / "optimizer.safetensors")
-        save_file(randomness, temporary / "random.safetensors")
         state = {
             "update": self.update,
             "position": self.position,
             "too_far": self.too_far,
             "kl_coef": self.kl.coef,
-            "schedule": self.schedule.last_epoch,
             "prompts": len(self.prompts),
             "rows": self.rows,
         }
-        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        with outputs.new_folder(path) as folder:
+            self.policy.save_pretrained(folder / "policy")
+            values = {name: tensor.contiguous() for name, tensor in self.value_module.state_dict().items()}
+            save_file(values, folder / "value.safetensors")
+            save_file(moments, folder / "optimizer.safetensors")
+            save_file(randomness, folder / "random.safetensors")
+            (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
         self.last_checkpoint = path
         return path
 
@@ -622,17 +617,12 @@ class PPOTrainer:
         if state["prompts"] != len(self.prompts):
             raise ValueError(f"{path} was made with {state['prompts']} prompts, but there are {len(self.prompts)} now.")
         self.policy.load_state_dict(type(self.policy).from_pretrained(path / "policy").state_dict())
-        values = self.value_head if self.value_model is None else self.value_model
-        values.load_state_dict(load_file(path / "value.safetensors"))
+        self.value_module.load_state_dict(load_file(path / "value.safetensors"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in load_file(path / "optimizer.safetensors").items():
             i, name = key.split(".", 1)
             moments.setdefault(int(i), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.schedule.last_epoch = state["schedule"]
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.lr_lambdas, strict=False):
-            group["lr"] = self.settings.learning_rate * rate(state["schedule"])
-        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         randomness = load_file(path / "random.safetensors")
         torch.set_rng_state(randomness["cpu"])
         self.generator.set_state(randomness["generator"])

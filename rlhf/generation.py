@@ -68,24 +68,29 @@ def generate(model, tokenizer, prompts: list[str], **options) -> list[str]:
     return [reply.text for reply in answer(model, tokenizer, prompts, **options)]
 
 
+def left_padded(encoded: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (rows, tokens), padded on the left, as decoding needs it."""
+    width = max(map(len, encoded))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded])
+    return ids, mask
+
+
 @torch.no_grad()
 def _generate(model, tokenizer, encoded, max_new_tokens, temperature, num_beams, repetition_penalty) -> list[list[int]]:
-    width = max(map(len, encoded))
-    pad = tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=model.device)
+    ids, mask = left_padded(encoded, tokenizer.pad_token_id)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     generated = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         repetition_penalty=repetition_penalty,
-        pad_token_id=pad,
+        pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **(sampling if temperature > 0 else {"do_sample": False}),
     )
-    return generated[:, width:].tolist()
+    return generated[:, ids.shape[1] :].tolist()
 
 
 def _as_answer(ids: list[int], tokenizer) -> Answer:

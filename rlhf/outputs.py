@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -141,22 +142,26 @@ def write_figure(profile, name: str, figure) -> Path:
     return _replace(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
 
 
-def save_checkpoint(profile, name: str, *parts) -> Path:
-    """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>.
-
-    The folder is filled under another name and put in place at the end: a killed run leaves no half checkpoint.
-    """
-    path = checkpoint_path(profile, name)
-    temporary = path.with_name(f".{name}.partial")
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which is put in place of `path` at the end: a killed run leaves no half folder."""
+    temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
-    for part in parts:
-        part.save_pretrained(temporary)
-    old = path.with_name(f".{name}.old")
+    temporary.mkdir(parents=True)
+    yield temporary
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         os.replace(path, old)
     os.replace(temporary, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(profile, name: str, *parts) -> Path:
+    """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>."""
+    path = checkpoint_path(profile, name)
+    with new_folder(path) as folder:
+        for part in parts:
+            part.save_pretrained(folder)
     return path
 
 
