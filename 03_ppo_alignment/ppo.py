@@ -204,7 +204,7 @@ class Settings:
     kl_coef: float = 0.05
     kl_target: float | None = None  # nats per response; with one, kl_coef is only the start (AdaptiveKL)
     kl_horizon: float = 10_000  # responses over which an adaptive kl_coef moves
-    kl_ceiling: float = float("inf")  # nats per response; above it for `kl_patience` updates, the run stops
+    kl_ceiling: float | None = None  # nats per response; above it for `kl_patience` updates, the run stops
     kl_patience: int = 3
     clip: float = 0.2
     value_clip: float = 0.2
@@ -328,18 +328,19 @@ class PPOTrainer:
         Raises FloatingPointError where the loss or the KL is not finite, ValueError for scores that can't be used.
         """
         settings = self.settings
+        ceiling = math.inf if settings.kl_ceiling is None else settings.kl_ceiling
         with tqdm(total=settings.updates, initial=self.update, desc="PPO", unit="update") as progress:
             while self.update < settings.updates and self.too_far < settings.kl_patience:
                 row = self.step()
                 progress.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.2f}", refresh=False)
                 progress.update()
-                self.too_far = self.too_far + 1 if row["kl"] > settings.kl_ceiling else 0
+                self.too_far = self.too_far + 1 if row["kl"] > ceiling else 0
                 if settings.checkpoint_every and self.update % settings.checkpoint_every == 0:
                     self.save()
         if self.too_far >= settings.kl_patience:
             print(
                 f"Stopped after {self.update} of {settings.updates} updates: the KL has been above "
-                f"{settings.kl_ceiling:g} nats for {self.too_far} updates. A higher kl_coef or a lower learning rate "
+                f"{ceiling:g} nats for {self.too_far} updates. A higher kl_coef or a lower learning rate "
                 f"keeps the policy nearer."
             )
         return self.curve
@@ -498,23 +499,26 @@ class PPOTrainer:
         """The rows in micro-batches of similar length, so that little of a forward pass is padding."""
         return rows[rollout.attention[rows].sum(dim=1).argsort()].split(self.settings.micro_batch_size)
 
-    @torch.no_grad()
-    def read(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, rollout: Rollout) -> list[torch.Tensor]:
         """forward of all rows, without gradient: log-probabilities and values, two of (batch, tokens)."""
-        logprobs, values = (torch.zeros_like(rollout.mask, dtype=torch.float32) for _ in range(2))
-        for rows in self._by_length(rollout, torch.arange(len(rollout.mask), device=self.device)):
-            logprobs[rows], values[rows] = self.forward(rollout, rows)
-        return logprobs, values
+        return self._in_micro_batches(self.forward, rollout)
 
-    @torch.no_grad()
     def read_ref(self, rollout: Rollout) -> torch.Tensor:
         """log-probabilities under the reference: (batch, tokens)."""
-        logprobs = torch.zeros_like(rollout.mask, dtype=torch.float32)
-        for rows in self._by_length(rollout, torch.arange(len(rollout.mask), device=self.device)):
+
+        def forward(rollout, rows):
             with self._autocast():
-                states = self._states(self.ref, rollout, rows)
-                logprobs[rows] = self._logprobs(self.ref, states, rollout, rows)
-        return logprobs
+                return [self._logprobs(self.ref, self._states(self.ref, rollout, rows), rollout, rows)]
+
+        return self._in_micro_batches(forward, rollout)[0]
+
+    @torch.no_grad()
+    def _in_micro_batches(self, forward: Callable, rollout: Rollout) -> list[torch.Tensor]:
+        """What `forward` gives for the rows of a rollout, each (rows, tokens), for all rows."""
+        parts = self._by_length(rollout, torch.arange(len(rollout.mask), device=self.device))
+        results = [torch.cat(tensors) for tensors in zip(*(forward(rollout, rows) for rows in parts), strict=True)]
+        back = torch.cat(list(parts)).argsort()
+        return [tensor[back] for tensor in results]
 
     def optimise(self, rollout: Rollout, old_logprobs, old_values, advantages, returns) -> dict[str, float]:
         """Passes over the batch in mini-batches, one optimiser step each. Returns means over all of these steps.
@@ -554,9 +558,9 @@ class PPOTrainer:
                             ("approx_kl", change, share),
                         ):
                             sums[name] += (value * weight).item()
-                self._check_finite(sums)
                 with self._timed("optimiser"):
                     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm).item()
+                    self._check_finite(sums)
                     self.optimizer.step()
                     self.optimizer.zero_grad(set_to_none=True)
                 steps.append(sums)

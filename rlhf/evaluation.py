@@ -8,7 +8,7 @@ from rlhf.profiles import Profile
 import numpy as np
 import pandas as pd
 
-MODELS = ("base", "sft_qlora", "sft_full", "ppo")
+MODELS = ("base", "sft_qlora", "sft_full", "ppo", "ppo_scratch")
 DECODINGS = ("beam", "sample")
 
 # Results of nabeelshan/rlhf-gpt2-pipeline (GPT-2 124M, 1,658 test prompts; rewards on the first 200), as published.
@@ -28,15 +28,15 @@ PUBLISHED = pd.DataFrame(
 )
 
 
-def test_rows(profile: Profile, tokenizer):
-    """The test prompts that every model answers, with the chosen answers as references.
+def prompt_rows(profile: Profile, tokenizer, split: str):
+    """The prompts of a split ("test", "validation") that models answer, with the chosen answers as references.
 
-    The first `eval_prompts` of the test split that leave room for the longer of the two decodings in the context.
+    The first `eval_prompts` of those that leave room for the longer of the two decodings in the context.
     """
     decoding = profile.decoding
     room = min(tokenizer.model_max_length, profile.sft.max_length)
     room -= max(decoding.max_new_tokens, decoding.beam_new_tokens)
-    rows = drop_too_long(load_preferences(profile)["test"], tokenizer, room, (), "test prompts")
+    rows = drop_too_long(load_preferences(profile)[split], tokenizer, room, (), f"{split} prompts")
     return rows.select(range(min(profile.eval_prompts, len(rows))))
 
 

@@ -31,8 +31,8 @@ SERIES = {
     "base": (GREY, "o", "base"),
     "sft_qlora": (SKY, "s", "QLoRA SFT"),
     "sft_full": (BLUE, "D", "full SFT"),
-    "ppo": (VERMILION, "^", "PPO"),
-    "ppo_scratch": (ORANGE, "v", "PPO from scratch"),
+    "ppo": (VERMILION, "^", "PPO (TRL)"),
+    "ppo_scratch": (ORANGE, "v", "PPO (scratch)"),
     "lora": (GREEN, "P", "LoRA"),
     "qlora": (SKY, "s", "QLoRA"),
     "full": (BLUE, "D", "full"),
@@ -654,10 +654,10 @@ def margins(frame: pd.DataFrame) -> Figure:
 
 
 @_styled
-def ppo_curves(frame: pd.DataFrame, model: str = "ppo") -> Figure:
-    """PPO over its episodes, one row per update; `model` gives the colour.
+def ppo_curves(frame: pd.DataFrame) -> Figure:
+    """PPO over its episodes, one row per update of each model.
 
-    Columns: episode, reward, kl, reward_minus_kl, entropy, value_loss, clip_fraction, response_length,
+    Columns: model, episode, reward, kl, reward_minus_kl, entropy, value_loss, clip_fraction, response_length,
     stop_rate.
     """
     panels = {
@@ -669,15 +669,21 @@ def ppo_curves(frame: pd.DataFrame, model: str = "ppo") -> Figure:
         ("response_length",): ("length of an answer", "tokens"),
         ("stop_rate",): ("stopped by themselves", "share of answers"),
     }
-    _check("ppo_curves", frame, ["episode", *[column for columns in panels for column in columns]])
-    frame = frame.sort_values("episode")
-    means = frame.rolling(RUNNING, center=True, min_periods=1).mean(numeric_only=True)
-    style = _series([model])[model]
-    figure, grid = _figure(f"{style['label']} over the episodes of its training", 8.6, 4, 2, sharex=True)
-    for axes, (columns, (title, unit)) in zip(grid, panels.items(), strict=False):
-        for column, colour in zip(columns, (style["color"], BLACK), strict=False):
-            axes.plot(frame.episode, frame[column], color=colour, linewidth=0.9, alpha=0.5, marker=".", markersize=3)
-            axes.plot(frame.episode, means[column], color=colour, linewidth=2.2)
+    _check("ppo_curves", frame, ["model", "episode", *[column for columns in panels for column in columns]])
+    series = _series(frame.model)
+    names = " and ".join(style["label"] for style in series.values())
+    figure, grid = _figure(f"{names} over the episodes of training", 8.6, 4, 2, sharex=True)
+    for model, style in series.items():
+        rows = frame[frame.model == model].sort_values("episode")
+        means = rows.rolling(RUNNING, center=True, min_periods=1, on="episode").mean(numeric_only=True)
+        for axes, columns in zip(grid, panels, strict=False):
+            for column, dashes in zip(columns, ("-", ":"), strict=False):
+                axes.plot(
+                    rows.episode, rows[column], color=style["color"], linewidth=0.8, alpha=0.45, linestyle=dashes,
+                    marker=".", markersize=3,
+                )  # fmt: skip
+                axes.plot(rows.episode, means[column], color=style["color"], linewidth=2.2, linestyle=dashes)
+    for axes, (title, unit) in zip(grid, panels.values(), strict=False):
         _label(axes, "", unit, title)
         _ticks(axes.xaxis, 5, integer=True)
         _ticks(axes.yaxis, 5)
@@ -686,12 +692,51 @@ def ppo_curves(frame: pd.DataFrame, model: str = "ppo") -> Figure:
         axes.set_xlabel("episodes")
         axes.tick_params(labelbottom=True)
     grid[7].axis("off")
-    grid[7].legend(handles=_curve_handles(style["color"]), loc="center left")
+    grid[7].legend(handles=_curve_handles(series), loc="center left")
     return figure
 
 
-def _curve_handles(colour: str) -> list[Line2D]:
-    thin = Line2D([], [], color=colour, linewidth=0.9, alpha=0.5, label="one update")
+def _curve_handles(series: dict[str, dict]) -> list[Line2D]:
+    colour = next(iter(series.values()))["color"] if len(series) == 1 else BLACK
+    models = [Line2D([], [], color=s["color"], linewidth=2.2, label=s["label"]) for s in series.values()]
+    thin = Line2D([], [], color=colour, linewidth=0.8, alpha=0.45, marker=".", markersize=3, label="one update")
     thick = Line2D([], [], color=colour, linewidth=2.2, label=f"running mean of {RUNNING}")
-    penalised = Line2D([], [], color=BLACK, linewidth=2.2, label="reward minus KL penalty")
-    return [thin, thick, penalised]
+    penalised = Line2D([], [], color=colour, linewidth=2.2, linestyle=":", label="reward minus KL penalty")
+    return [*(models if len(series) > 1 else []), thin, thick, penalised]
+
+
+@_styled
+def clipped_objective(frame: pd.DataFrame, clip: float) -> Figure:
+    """What PPO maximises for one token, over the ratio of its probabilities.
+
+    Columns: advantage (its sign gives the panel), ratio, unclipped, clipped.
+    """
+    _check("clipped_objective", frame, ["advantage", "ratio", "unclipped", "clipped"])
+    signs = sorted(frame.advantage.unique(), reverse=True)
+    figure, panels = _figure("The clipped objective of one token", 3.3, 1, len(signs), sharey=True)
+    for axes, advantage in zip(panels, signs, strict=True):
+        rows = frame[frame.advantage == advantage]
+        axes.plot(rows.ratio, rows.unclipped, color=GREY, linestyle="--", label="ratio × advantage")
+        axes.plot(rows.ratio, rows.clipped, color=VERMILION, linewidth=2.4, label="clipped: what is maximised")
+        axes.axvspan(1 - clip, 1 + clip, color=GREY, alpha=0.15, linewidth=0)
+        axes.axvline(1, color=BLACK, linewidth=0.8)
+        _label(axes, "ratio: new probability / old", "", f"advantage {advantage:+g}")
+    panels[0].set_ylabel("objective")
+    _legend(figure)
+    return figure
+
+
+@_styled
+def kl_estimators(frame: pd.DataFrame) -> Figure:
+    """Distribution over answers of two estimates of the KL, their means marked. Columns: k1, k3, in nats per answer."""
+    _check("kl_estimators", frame, ["k1", "k3"])
+    figure, (axes,) = _figure("Two estimates of the same KL, one value per answer", 3.3)
+    low, high = frame[["k1", "k3"]].min().min(), frame[["k1", "k3"]].max().max()
+    step = (high - low) / 40
+    edges = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)  # one edge is 0, where k3 begins
+    for column, colour, label in (("k1", BLUE, "k1 = d"), ("k3", ORANGE, "k3 = exp(−d) − 1 + d")):
+        axes.hist(frame[column], edges, color=colour, alpha=0.55, label=label)
+        axes.axvline(frame[column].mean(), color=colour, linewidth=2.2)
+    _label(axes, "nats per answer (line: mean)", "answers")
+    _legend(figure)
+    return figure

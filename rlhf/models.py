@@ -146,9 +146,11 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True).eval()
 
 
-def load_aligned(profile: Profile) -> PreTrainedModel:
-    path = outputs.require_checkpoint(profile, "ppo_aligned_final")
-    return _policy(profile, path)
+def load_ppo(profile: Profile, which: str = "aligned") -> PreTrainedModel:
+    """The policy of PPO: TRL's ("trl"), the project's own ("scratch"), or the better of the two ("aligned")."""
+    if which not in ("trl", "scratch", "aligned"):
+        raise ValueError(f"no policy of PPO {which!r}; choose 'trl', 'scratch' or 'aligned'.")
+    return _policy(profile, outputs.require_checkpoint(profile, f"ppo_{which}_final"))
 
 
 def _policy(profile: Profile, path: Path) -> PreTrainedModel:

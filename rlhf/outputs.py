@@ -21,7 +21,9 @@ MADE_BY = {
     "sft_qlora_final": "01_supervised_finetuning/2_finetune_qlora.ipynb",
     "sft_full_final": "01_supervised_finetuning/4_finetune_full.ipynb",
     "reward_model_final": "02_reward_modeling/2_train_reward_model.ipynb",
-    "ppo_aligned_final": "03_ppo_alignment/1_ppo_alignment.ipynb",
+    "ppo_trl_final": "03_ppo_alignment/1_ppo_alignment.ipynb",
+    "ppo_scratch_final": "03_ppo_alignment/2_ppo_from_scratch.ipynb",
+    "ppo_aligned_final": "03_ppo_alignment/2_ppo_from_scratch.ipynb",
 }
 
 

@@ -15,7 +15,13 @@ from rlhf.profiles import LAB
 import pandas as pd
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-LABELS = {"base": "base", "sft_qlora": "QLoRA SFT", "sft_full": "full SFT", "ppo": "PPO"}
+LABELS = {
+    "base": "base",
+    "sft_qlora": "QLoRA SFT",
+    "sft_full": "full SFT",
+    "ppo": "PPO (TRL)",
+    "ppo_scratch": "PPO (from scratch)",
+}
 # Column title, file, metric, digits.
 COLUMNS = (
     ("ROUGE-1", "rouge.csv", "rouge1", 3),
@@ -55,9 +61,10 @@ def results() -> str:
         "",
     ]
     paired = outputs.read_csv(LAB, "paired.csv")
-    for row in paired[paired.model == "ppo"].itertuples():
+    for row in paired[paired.model.str.startswith("ppo")].itertuples():
         verdict = "up" if row.ci_low > 0 else "down" if row.ci_high < 0 else "not told apart from zero"
-        lines.append(f"- {row.metric}: {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}], {verdict}")
+        difference = f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+        lines.append(f"- {LABELS[row.model]}, {row.metric}: {difference}, {verdict}")
     reward = outputs.read_csv(LAB, "reward_model.csv").set_index("metric").value
     lines += [
         "",
@@ -74,6 +81,7 @@ def results() -> str:
     rows = [
         [LABELS[m], *("" if pd.isna(published.loc[m, c]) else f"{published.loc[m, c]:.3f}" for c in published.columns)]
         for m in MODELS
+        if m in published.index
     ]
     titles = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "reward": "reward"}
     return "\n".join([*lines, *_table(["model", *(titles[c] for c in published.columns)], rows)])

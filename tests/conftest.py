@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-import importlib.util
+import importlib
 import os
 import shutil
 import subprocess
@@ -131,11 +131,13 @@ def reward_model(tokenizer) -> GPT2ForSequenceClassification:
 
 @cache
 def import_stage(path: str) -> ModuleType:
-    """A stage's module by its path from the root: two folders have a prepare_data.py."""
-    spec = importlib.util.spec_from_file_location(path.removesuffix(".py").replace("/", "_"), outputs.ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A stage's module by its path from the root, imported as its notebooks import it."""
+    folder, name = outputs.ROOT / Path(path).parent, Path(path).stem
+    sys.modules.pop("prepare_data", None)  # two folders have one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+        return importlib.import_module(name)
 
 
 @pytest.fixture

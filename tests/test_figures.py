@@ -24,7 +24,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 MODELS = ["base", "sft_qlora", "sft_full", "ppo"]
-LARGEST_PNG = 45_000  # bytes, so that a notebook with eight figures stays below 400 kB
+LARGEST_PNG = 60_000
 
 
 def histogram(values, edges, column: str) -> pd.DataFrame:
@@ -94,7 +94,9 @@ def example_frames() -> dict[str, tuple]:
         "calibration": (calibration(random.normal(2, 2.2, 600)),),
         "accuracy_slices": (slice_frame(random), 0.842),
         "margins": (margin_frame(random),),
-        "ppo_curves": (ppo_frame(random),),
+        "ppo_curves": (pd.concat([ppo_frame(random).assign(model=m) for m in ("ppo", "ppo_scratch")]),),
+        "clipped_objective": (objective_frame(), 0.2),
+        "kl_estimators": (pd.DataFrame({"k1": random.normal(2, 3, 300), "k3": random.gamma(2, 1, 300)}),),
         "gold_parts": (pd.concat([summary({"gold": [0, 2, 3, 4]}, MODELS, 0.1), summary(parts, MODELS, 0.06)]),),
         "paired": (paired_frame(random),),
         "reward_against_gold": (proxy_frame(random),),
@@ -205,6 +207,15 @@ def ppo_frame(random) -> pd.DataFrame:
             "stop_rate": np.minimum(0.95 + 0.06 * time + random.normal(0, 0.01, 24), 1),
         }
     )
+
+
+def objective_frame() -> pd.DataFrame:
+    rows = []
+    for advantage in (1, -1):
+        for ratio in np.linspace(0.5, 1.5, 41):
+            clipped = min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+            rows.append((advantage, ratio, ratio * advantage, clipped))
+    return pd.DataFrame(rows, columns=["advantage", "ratio", "unclipped", "clipped"])
 
 
 def paired_frame(random) -> pd.DataFrame:
@@ -547,10 +558,29 @@ def test_margins_stack_right_on_wrong_in_a_bin_that_holds_both():
 
 def test_ppo_curves_show_each_update_and_the_running_mean_of_five():
     frame = EXAMPLES["ppo_curves"][0]
-    thin, thick = panels(example("ppo_curves"))[1].lines
-    np.testing.assert_allclose(thin.get_ydata(), frame.kl)
-    np.testing.assert_allclose(thick.get_ydata()[10], frame.kl[8:13].mean())
-    assert len(panels(example("ppo_curves"))[0].lines) == 4
+    lines = panels(example("ppo_curves"))[1].lines
+    for (thin, thick), (model, rows) in zip((lines[:2], lines[2:]), frame.groupby("model"), strict=True):
+        np.testing.assert_allclose(thin.get_ydata(), rows.kl)
+        np.testing.assert_allclose(thick.get_ydata()[10], rows.kl[8:13].mean())
+        assert thick.get_color() == figures.SERIES[model][0]
+    assert len(panels(example("ppo_curves"))[0].lines) == 8
+
+
+def test_clipped_objective_has_a_panel_for_each_sign_and_marks_the_range_that_still_earns():
+    first, second = panels(example("clipped_objective"))
+    for axes, sign in ((first, 1), (second, -1)):
+        assert axes.get_title(loc="left") == f"advantage {sign:+d}"
+        line = next(line for line in axes.lines if line.get_label().startswith("clipped"))
+        np.testing.assert_allclose(line.get_ydata()[-1], min(1.5 * sign, 1.2 * sign))
+        (span,) = axes.patches
+        assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((0.8, 1.2))
+
+
+def test_kl_estimators_mark_the_means_and_count_every_answer():
+    frame = EXAMPLES["kl_estimators"][0]
+    (axes,) = panels(example("kl_estimators"))
+    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([frame.k1.mean(), frame.k3.mean()])
+    assert sum(patch.get_height() for patch in axes.patches) == 2 * len(frame)
 
 
 def test_learning_rates_ring_the_lowest_loss_of_each_method():

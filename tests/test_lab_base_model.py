@@ -73,13 +73,26 @@ def test_tokenizer_is_the_same_after_saving(tokenizer, tmp_path):
     assert (again.pad_token_id, again.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
 
 
-def test_rows_are_the_texts_one_after_another_each_ended_by_eos(tokenizer):
-    texts = documents(40, seed=0)
-    stream = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
-    rows = base_model._rows(texts, tokenizer, 32)
-    assert rows.shape == (len(stream) // 32, 32)
-    expected = {tuple(stream[i : i + 32]) for i in range(0, len(stream) - 31, 32)}
-    assert set(map(tuple, rows.tolist())) == expected
+def test_rows_hold_whole_texts_each_ended_by_eos_and_little_padding(tokenizer):
+    texts = documents(200, seed=0)
+    whole = [(*tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
+    length = max(map(len, whole))
+    rows = base_model._rows(texts, tokenizer, length)
+    found = []
+    for row in rows.tolist():
+        tokens = row[: row.index(tokenizer.pad_token_id)] if tokenizer.pad_token_id in row else row
+        assert set(row[len(tokens) :]) <= {tokenizer.pad_token_id}
+        ends = [i + 1 for i, token in enumerate(tokens) if token == tokenizer.eos_token_id]
+        assert ends[-1] == len(tokens)
+        found += [tuple(tokens[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    assert sorted(found) == sorted(whole)
+    assert (rows != tokenizer.pad_token_id).float().mean() > 0.9
+
+
+def test_text_longer_than_a_row_loses_its_end(tokenizer):
+    text = max(documents(20, seed=0), key=len)
+    (row,) = base_model._rows([text], tokenizer, 16).tolist()
+    assert row == tokenizer(text)["input_ids"][:16]
 
 
 def test_pretraining_lowers_the_loss(profile):

@@ -159,7 +159,9 @@ def test_hub_model_without_a_network_is_an_error_that_says_what_to_do(monkeypatc
         (lambda p: models.load_sft(p, "qlora"), "sft_qlora_final"),
         (lambda p: models.new_reward_model(p, seed=0), "sft_full_final"),
         (models.load_reward_model, "reward_model_final"),
-        (models.load_aligned, "ppo_aligned_final"),
+        (models.load_ppo, "ppo_aligned_final"),
+        (lambda p: models.load_ppo(p, "trl"), "ppo_trl_final"),
+        (lambda p: models.load_ppo(p, "scratch"), "ppo_scratch_final"),
     ],
 )
 def test_missing_checkpoint_names_the_notebook_to_run(profile, load, name):
@@ -258,7 +260,7 @@ def test_full_policy_is_loaded_as_saved_and_ready_to_answer(profile_with_base, p
     torch.testing.assert_close(logits_of(loaded, tokenizer, PROMPTS[0]), expected, atol=1e-5, rtol=0)
     assert not loaded.training and loaded.dtype == torch.float32
     outputs.save_checkpoint(profile_with_base, "ppo_aligned_final", policy, tokenizer)
-    aligned = models.load_aligned(profile_with_base)
+    aligned = models.load_ppo(profile_with_base)
     expected = logits_of(policy, tokenizer, PROMPTS[1])
     torch.testing.assert_close(logits_of(aligned, tokenizer, PROMPTS[1]), expected, atol=1e-5, rtol=0)
 

@@ -14,9 +14,8 @@ from conftest import import_stage
 from trl.experimental.ppo import ppo_trainer as trl_ppo
 
 ppo = import_stage("03_ppo_alignment/ppo.py")
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    ppo_config = import_stage("03_ppo_alignment/ppo_config.py")
+ppo_config = import_stage("03_ppo_alignment/ppo_config.py")
+trl_stage = import_stage("03_ppo_alignment/ppo_trl.py")
 ppo_data = import_stage("03_ppo_alignment/prepare_data.py")
 
 LENGTHS = (4, 1, 3, 6)  # of the responses; 6 columns
@@ -370,12 +369,12 @@ def test_policy_learns_a_task_that_every_ppo_must_solve(stage, seed):
         return [float(np.mean([word.startswith("s") for word in text.split() or [""]])) for text in responses]
 
     settings = dataclasses.replace(
-        SETTINGS, updates=30, batch_size=24, micro_batch_size=24, kl_coef=0.0, learning_rate=5e-3, lam=1.0,
+        SETTINGS, updates=30, batch_size=24, micro_batch_size=24, kl_coef=0.0, learning_rate=8e-3, lam=1.0,
         temperature=1.0, seed=seed, max_new_tokens=8,
     )  # fmt: skip
     curve = make(stage, settings, reward_fn=share).train()
-    assert curve.reward.iloc[0] < 0.2
-    assert curve.reward.tail(3).mean() > 0.8
+    assert curve.reward.iloc[0] < 0.3
+    assert curve.reward.tail(3).mean() > 0.9
 
 
 # Against TRL
@@ -387,12 +386,12 @@ def test_one_update_equals_that_of_trl(stage, monkeypatch):
     TRL runs here and its numbers are read off while it does: nothing of it stands in a file.
     """
     profile, tokenizer, prompts = stage
-    theirs_settings = dataclasses.replace(
-        ppo_config.get_settings(profile), updates=1, mini_batches=1, epochs=2, warmup_updates=0, value_clip=0.05,
-        lam=0.9, gamma=0.97, learning_rate=1e-3, missing_eos_penalty=0.7,
+    settings = dataclasses.replace(
+        ppo_config.get_settings(profile), updates=1, micro_batch_size=8, mini_batches=1, epochs=2, warmup_updates=0,
+        value_clip=0.05, lam=0.9, gamma=0.97, learning_rate=1e-3, missing_eos_penalty=0.7, score_after_eos=True,
+        max_grad_norm=float("inf"),
     )  # fmt: skip
-    monkeypatch.setattr(ppo_config, "get_settings", lambda _: theirs_settings)
-    batch_size = theirs_settings.batch_size
+    monkeypatch.setattr(trl_stage, "get_settings", lambda _: settings)
     four = [models.load_sft(profile), models.load_sft(profile)]
     four += [models.new_reward_model(profile, seed=seed) for seed in (0, 1)]
     with torch.no_grad():  # a reference of its own, so that there is a KL; a value that is not 0
@@ -415,17 +414,11 @@ def test_one_update_equals_that_of_trl(stage, monkeypatch):
     monkeypatch.setattr(trl_ppo, "masked_whiten", record_whitening)
     monkeypatch.setattr(trl_ppo, "get_reward", record_reward)
     start = [{name: p.clone() for name, p in four[i].state_dict().items()} for i in (0, 1, 3)]
-    theirs = ppo_config.make_trainer(profile, *four, tokenizer, ppo_data.get_ppo_prompts(prompts, tokenizer))
+    theirs = trl_stage.make_trainer(profile, *four, tokenizer, ppo_data.get_ppo_prompts(prompts, tokenizer))
     theirs.train()
     entry = next(e for e in theirs.state.log_history if "objective/kl" in e)
 
-    settings = ppo.Settings(
-        updates=1, batch_size=batch_size, micro_batch_size=3, mini_batches=1, epochs=2,
-        max_new_tokens=profile.decoding.max_new_tokens, learning_rate=1e-3, temperature=profile.decoding.temperature,
-        kl_coef=theirs_settings.kl_coef, clip=theirs_settings.clip, value_clip=0.05,
-        value_coef=theirs_settings.value_coef, gamma=0.97, lam=0.9, missing_eos_penalty=0.7, score_after_eos=True,
-        max_grad_norm=float("inf"),
-    )  # fmt: skip
+    settings = dataclasses.replace(settings, micro_batch_size=3)
     policy, ref = models.load_sft(profile), models.load_sft(profile)
     value_model = models.new_reward_model(profile, seed=1)
     for model, state in zip((policy, ref, value_model), start, strict=True):

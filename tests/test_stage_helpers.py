@@ -22,9 +22,8 @@ finetune = import_stage("01_supervised_finetuning/finetune.py")
 reward_data = import_stage("02_reward_modeling/data_pipeline.py")
 train_reward = import_stage("02_reward_modeling/train_reward.py")
 ppo_data = import_stage("03_ppo_alignment/prepare_data.py")
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    ppo_config = import_stage("03_ppo_alignment/ppo_config.py")
+ppo_config = import_stage("03_ppo_alignment/ppo_config.py")
+ppo_trl = import_stage("03_ppo_alignment/ppo_trl.py")
 
 IGNORED = -100
 EXAMPLES = Dataset.from_dict(
@@ -483,7 +482,7 @@ def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tok
             return SimpleNamespace(sequences=sequences, options=options)
 
     policy = Policy()
-    with ppo_config.record_rollouts(policy, tokenizer) as rollouts:
+    with ppo_trl.record_rollouts(policy, tokenizer) as rollouts:
         generated = policy.generate(input_ids=sequences[:, :2], max_new_tokens=4)
     assert torch.equal(generated.sequences, sequences) and generated.options == {"max_new_tokens": 4}
     assert rollouts == [{"response_length": pytest.approx((3 + 2 + 4) / 3), "stop_rate": pytest.approx(2 / 3)}]
@@ -505,7 +504,7 @@ def test_fewer_prompts_than_a_batch_are_refused(ppo):
     profile, four, tokenizer, prompts = ppo
     size = ppo_config.get_settings(profile).batch_size
     with pytest.raises(ValueError, match=f"{size - 1} prompts are fewer than a batch of {size}"):
-        ppo_config.make_trainer(profile, *four, tokenizer, prompts.select(range(size - 1)))
+        ppo_trl.make_trainer(profile, *four, tokenizer, prompts.select(range(size - 1)))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (2, 3)])
@@ -513,7 +512,7 @@ def test_models_that_are_one_object_are_refused(ppo, first, second):
     profile, four, tokenizer, prompts = ppo
     four[second] = four[first]
     with pytest.raises(ValueError, match="four separate models"):
-        ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+        ppo_trl.make_trainer(profile, *four, tokenizer, prompts)
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "policy"), (3, "value model")])
@@ -521,7 +520,7 @@ def test_a_frozen_model_that_should_learn_is_refused(ppo, index, name):
     profile, four, tokenizer, prompts = ppo
     four[index].requires_grad_(False)
     with pytest.raises(ValueError, match=f"weights of the {name} are frozen.*requires_grad_"):
-        ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+        ppo_trl.make_trainer(profile, *four, tokenizer, prompts)
 
 
 def weights(model):
@@ -531,9 +530,9 @@ def weights(model):
 def test_two_updates_of_ppo_give_a_finite_curve_and_train_policy_and_value_alone(ppo):
     profile, four, tokenizer, prompts = ppo
     before = [weights(copy.deepcopy(model)) for model in four]
-    trainer = ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+    trainer = ppo_trl.make_trainer(profile, *four, tokenizer, prompts)
     trainer.train()
-    curve = ppo_config.training_curve(trainer)
+    curve = ppo_trl.training_curve(trainer)
     settings = ppo_config.get_settings(profile)
     assert curve.episode.tolist() == [settings.batch_size, 2 * settings.batch_size]
     for column in ("reward", "kl", "entropy", "value_loss", "clip_fraction", "response_length", "stop_rate"):
@@ -544,7 +543,7 @@ def test_two_updates_of_ppo_give_a_finite_curve_and_train_policy_and_value_alone
     assert 0 < curve.entropy[0] < np.log(len(tokenizer)) + 0.5
     changed = [not torch.equal(old, weights(model)) for old, model in zip(before, four, strict=True)]
     assert changed == [True, False, False, True]
-    assert list((outputs.logs_dir(profile) / "ppo").rglob("events.out.tfevents.*"))
+    assert list((outputs.logs_dir(profile) / "ppo_trl").rglob("events.out.tfevents.*"))
     assert "generate" not in vars(four[0])
 
 
@@ -552,9 +551,9 @@ def test_curve_has_one_row_for_an_update_whose_answers_did_not_fit_into_one_batc
     profile, four, tokenizer, prompts = ppo
     smoke = dataclasses.replace(ppo_config.get_settings(profile), micro_batch_size=4, mini_batches=1, epochs=1)
     monkeypatch.setitem(ppo_config._SETTINGS, "smoke", smoke)
-    trainer = ppo_config.make_trainer(profile, *four, tokenizer, prompts)
+    trainer = ppo_trl.make_trainer(profile, *four, tokenizer, prompts)
     trainer.train()
-    curve = ppo_config.training_curve(trainer)
+    curve = ppo_trl.training_curve(trainer)
     halves = [rollout["response_length"] for rollout in trainer.rollouts]
     assert smoke.batch_size == 8 and len(halves) == 4
     assert curve.episode.tolist() == [8, 16]

@@ -6,10 +6,10 @@ filler, so broken text earns nothing. The weights put relevance first.
 
 import re
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
-from rlhf.lab.world import POINTS, Question, families, fill, normalise, parse_question, phrases
+from rlhf.lab.world import POINTS, Activity, Question, families, fill, normalise, parse_question, phrases
 
 WEIGHTS = {
     "object": 1.5,  # relevance: about the thing asked for ...
@@ -67,9 +67,9 @@ def _marker_pattern() -> re.Pattern:
 
 
 @cache
-def _openings(question: Question) -> frozenset[str]:
+def _openings(activity: Activity, object_: str) -> frozenset[str]:
     return frozenset(
-        _with_object(normalise(fill(pattern, question.activity, question.object)))[0]
+        _with_object(normalise(fill(pattern, activity, object_)))[0]
         for patterns in phrases()["openings"].values()
         for pattern in patterns
     )
@@ -97,6 +97,17 @@ def _has_loop(core: str) -> bool:
     return len(runs) != len(set(runs))
 
 
+@lru_cache(maxsize=100_000)
+def _read(sentence: str) -> tuple[str, list[str], list[Fact], bool]:
+    """A normalised sentence without objects and markers, its objects and facts, and whether it loops.
+
+    Answers share most of their sentences, so each is read once.
+    """
+    core, objects = _with_object(sentence)
+    core = _marker_pattern().sub("", core)
+    return core, objects, _find_facts(core), _has_loop(core)
+
+
 def _counts(question: Question, response: str) -> dict[str, float]:
     """What the answer earns or costs of each weight, as a share or a count."""
     verb, family = question.activity.verb, question.activity.family
@@ -106,12 +117,10 @@ def _counts(question: Question, response: str) -> dict[str, float]:
     said = Counter()
     loops = 0
     for sentence in filter(None, sentences):
-        core, mentioned = _with_object(sentence)
-        core = _marker_pattern().sub("", core)
+        core, mentioned, facts, loop = _read(sentence)
         objects += mentioned
-        facts = _find_facts(core)
         said.update(facts or [core])
-        loops += _has_loop(core)
+        loops += loop
         for fact in facts:
             if fact.owner == verb:
                 own += 1
@@ -122,7 +131,7 @@ def _counts(question: Question, response: str) -> dict[str, float]:
                 conditions += 1
             else:
                 foreign += 1
-        if not facts and core not in _openings(question):
+        if not facts and core not in _openings(question.activity, question.object):
             filler += 1
     other_objects = sum(name != question.object for name in objects)
     first_places = list(dict.fromkeys(points))
