@@ -113,7 +113,7 @@ LAB = Profile(
     max_steps=None,
     eval_prompts=300,
     sft=SFTSettings(
-        epochs=2,
+        epochs=1.25,
         batch_size=16,
         gradient_accumulation=1,
         max_length=256,
@@ -127,7 +127,7 @@ LAB = Profile(
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
     reward=RewardSettings(
-        mismatched_first=0.6,
+        mismatched_first=0.3,
         centering=0.01,
         batch_size=8,
         gradient_accumulation=1,
@@ -140,17 +140,17 @@ LAB = Profile(
     ),
     decoding=DecodingSettings(batch_size=64, max_new_tokens=96, temperature=0.7),
     lab=LabSettings(
-        pairs=(6000, 300, 600),
-        layers=4,
+        pairs=(7000, 300, 600),
+        layers=3,
         width=192,
         heads=6,
         vocabulary=4000,
         context=256,
-        pretraining_steps=1500,
-        pretraining_batch=8,
-        pretraining_tokens=128,
+        pretraining_steps=1300,
+        pretraining_batch=7,
+        pretraining_tokens=144,
         pretraining_learning_rate=3e-3,
-        documents=45_000,
+        documents=22_000,
     ),
 )
 

@@ -383,13 +383,13 @@ def _replied(rng, question):
 
 
 _DOCUMENTS = {
-    _question_list: 0.05,
-    _article: 0.15,
-    _forum: 0.05,
-    _notes: 0.25,
-    _lone_answer: 0.10,
-    _thread: 0.05,
-    _replied: 0.35,
+    _question_list: 0.04,
+    _article: 0.12,
+    _forum: 0.03,
+    _notes: 0.18,
+    _lone_answer: 0.05,
+    _thread: 0.03,
+    _replied: 0.55,
 }
 
 
