@@ -21,7 +21,8 @@ def get_sft_datasets(profile: Profile) -> DatasetDict:
     splits = {}
     for split, rows in load_preferences(profile).items():
         fitting = drop_too_long(rows, tokenizer, profile.sft.max_length, ("chosen",), f"{split} examples")
-        pairs = dict.fromkeys((format_prompt(row["prompt"]), format_response(row["chosen"])) for row in fitting)
+        texts = zip(fitting["prompt"], fitting["chosen"], strict=True)
+        pairs = dict.fromkeys((format_prompt(prompt), format_response(chosen)) for prompt, chosen in texts)
         prompts, completions = zip(*pairs, strict=True)
         splits[split] = Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
     return DatasetDict(splits)

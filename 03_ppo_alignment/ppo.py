@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf import outputs
-from rlhf.generation import left_padded
+from rlhf.generation import left_padded, sample
 from rlhf.template import format_prompt
 
 import numpy as np
@@ -229,6 +229,8 @@ class Rollout(NamedTuple):
     responses: torch.Tensor  # (batch, tokens)
     mask: torch.Tensor  # (batch, tokens): 1 up to and including EOS
     ended: torch.Tensor  # (batch,): whether there is an EOS
+    logprobs: torch.Tensor | None = None  # (batch, tokens): of the tokens under the policy that drew them; 0 outside
+    values: torch.Tensor | None = None  # (batch, tokens): of the states that they were drawn in; 0 outside
 
 
 def response_mask(responses: torch.Tensor, eos: int) -> torch.Tensor:
@@ -353,7 +355,8 @@ class PPOTrainer:
             rollout = self.generate(numbers)
         with self._timed("scoring"):
             scores = self.score([self.prompts[i] for i in numbers], rollout)
-            old_logprobs, values = self.read(rollout)
+            known = rollout.values is not None
+            old_logprobs, values = (rollout.logprobs, rollout.values) if known else self.read(rollout)
             ref_logprobs = self.read_ref(rollout)
         mask, value_mask = rollout.mask, self.value_mask(rollout)
         kl_k1, kl_k3 = kl_estimates(old_logprobs, ref_logprobs, mask)
@@ -402,26 +405,24 @@ class PPOTrainer:
 
     @torch.no_grad()
     def generate(self, numbers: list[int]) -> Rollout:
-        """Sampled answers to the prompts of these numbers."""
+        """Sampled answers to the prompts of these numbers, with log-probabilities and values as they were drawn."""
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        prompts, attention = left_padded([self.encoded[i] for i in numbers], pad)
+        prompts, attention = (t.to(self.device) for t in left_padded([self.encoded[i] for i in numbers], pad))
+        options = {"max_new_tokens": self.settings.max_new_tokens, "temperature": self.settings.temperature}
         with self._autocast():
-            sequences = self.policy.generate(
-                input_ids=prompts.to(self.device),
-                attention_mask=attention.to(self.device),
-                max_new_tokens=self.settings.max_new_tokens,
-                do_sample=True,
-                temperature=self.settings.temperature,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=pad,
-                eos_token_id=eos,
-            )
-        responses = sequences[:, prompts.shape[1] :]
-        mask = response_mask(responses, eos)
-        ended = (responses == eos).any(dim=1)
-        attention = torch.cat([attention.to(self.device), mask], dim=1)
-        return Rollout(sequences, attention, responses, mask, ended)
+            drawn = sample(self.policy, prompts, attention, **options, eos=eos, pad=pad)
+        mask = response_mask(drawn.tokens, eos)
+        rollout = Rollout(
+            sequences=torch.cat([prompts, drawn.tokens], dim=1),
+            attention=torch.cat([attention, mask], dim=1),
+            responses=drawn.tokens,
+            mask=mask,
+            ended=(drawn.tokens == eos).any(dim=1),
+        )
+        if self.value_model is not None or self.settings.score_after_eos:  # their values need another forward pass
+            return rollout
+        values = self.value_head(drawn.states).squeeze(-1) * mask
+        return rollout._replace(logprobs=drawn.logprobs, values=values)
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The answers as text, without what stands after EOS."""
@@ -497,7 +498,8 @@ class PPOTrainer:
 
     def _by_length(self, rollout: Rollout, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """The rows in micro-batches of similar length, so that little of a forward pass is padding."""
-        return rows[rollout.attention[rows].sum(dim=1).argsort()].split(self.settings.micro_batch_size)
+        size = min(self.settings.micro_batch_size, self.settings.batch_size // self.settings.mini_batches)
+        return rows[rollout.attention[rows].sum(dim=1).argsort()].split(size)
 
     def read(self, rollout: Rollout) -> list[torch.Tensor]:
         """forward of all rows, without gradient: log-probabilities and values, two of (batch, tokens)."""

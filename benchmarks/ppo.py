@@ -117,7 +117,7 @@ class Bench:
             self.mine = ppo.PPOTrainer(
                 policy,
                 reference,
-                lambda p, r: rewards.score(reward_model, self.tokenizer, p, r, batch_size=settings.micro_batch_size),
+                lambda p, r: rewards.score(reward_model, self.tokenizer, p, r),
                 self.tokenizer,
                 questions,
                 settings,

@@ -123,8 +123,7 @@ def _clean(splits: dict[str, Dataset], name: str) -> DatasetDict:
     cleaned = {}
     for split in ("test", "validation", "train"):
         seen, kept = set(), {column: [] for column in COLUMNS}
-        for row in splits[split]:
-            values = [row[column] for column in COLUMNS]
+        for values in zip(*(splits[split][column] for column in COLUMNS), strict=True):
             if not all(isinstance(value, str) and value.strip() for value in values):
                 counts["empty or not text"] += 1
                 continue

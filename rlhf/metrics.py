@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pandas as pd
 
@@ -14,6 +13,8 @@ SUMMARY_COLUMNS = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
 
 @cache
 def _rouge_metric():
+    import evaluate  # takes more than a second, which who needs no ROUGE need not wait for
+
     return evaluate.load(str(Path(__file__).parent / "rouge_metric"), keep_in_memory=True)
 
 

@@ -113,7 +113,7 @@ LAB = Profile(
     max_steps=None,
     eval_prompts=300,
     sft=SFTSettings(
-        epochs=1.25,
+        epochs=1,
         batch_size=16,
         gradient_accumulation=1,
         max_length=256,
@@ -138,9 +138,9 @@ LAB = Profile(
         evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
-    decoding=DecodingSettings(batch_size=64, max_new_tokens=96, temperature=0.7),
+    decoding=DecodingSettings(batch_size=150, max_new_tokens=96, temperature=0.7),
     lab=LabSettings(
-        pairs=(7000, 300, 600),
+        pairs=(6400, 300, 600),
         layers=3,
         width=192,
         heads=6,

@@ -101,16 +101,19 @@ def check_settings(profile: Profile) -> None:
             raise ValueError(
                 f"the {profile.name} run in {outputs.root()} was started with other settings:\n"
                 + "\n".join(lines)
-                + "\nSet them back to resume it, or start over with FORCE=1, which deletes its checkpoints."
+                + "\nSet them back to resume it, or start over with FORCE=1, which deletes its outputs."
             )
     outputs.write_text(path, json.dumps(new, indent=1) + "\n")
 
 
 def start_over(profile: Profile) -> None:
+    """Delete all that a run of the profile wrote: several notebooks add rows to one CSV, so old ones would stay."""
     for folder in (
         outputs.checkpoint_path(profile, "any").parent,
         outputs.logs_dir(profile),
         outputs.notebooks_dir(profile),
+        outputs.evaluation_dir(profile),
+        outputs.plots_dir(profile),
     ):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -359,7 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_up(profile)
         notebooks = find_notebooks(root)
         if force and options.names:
-            raise ValueError("FORCE=1 deletes every checkpoint, so it starts at the first notebook; name none with it.")
+            raise ValueError("FORCE=1 deletes every output, so it starts at the first notebook; name none with it.")
         if force:
             start_over(profile)
             set_up(profile)

@@ -3,7 +3,7 @@
 import math
 import random
 
-from rlhf.generation import Answer, _as_answer, answer, generate, response_logprobs
+from rlhf.generation import Answer, _as_answer, answer, generate, left_padded, response_logprobs, sample
 from rlhf.template import format_prompt
 
 import numpy as np
@@ -45,7 +45,7 @@ def greedy_by_hand(model, tokenizer, prompt, count=NEW):
     return tuple(new)
 
 
-def sample(policy, tokenizer, prompts=PROMPTS, seed=0, **options):
+def sampled_answers(policy, tokenizer, prompts=PROMPTS, seed=0, **options):
     settings = {"max_new_tokens": NEW, "batch_size": 4, "temperature": 1.0, **options}
     return answer(policy, tokenizer, prompts, seed=seed, **settings)
 
@@ -65,12 +65,12 @@ def test_answers_stand_in_the_order_of_their_prompts(policy, tokenizer):
 
 
 def test_ended_says_whether_the_last_token_is_eos(policy, tokenizer):
-    replies = sample(policy, tokenizer, PROMPTS * 8, max_new_tokens=4)
+    replies = sampled_answers(policy, tokenizer, PROMPTS * 40, max_new_tokens=12)
     assert {reply.ended for reply in replies} == {True, False}
     for reply in replies:
         assert reply.ended == (reply.token_ids[-1] == tokenizer.eos_token_id)
         assert tokenizer.eos_token_id not in reply.token_ids[:-1]
-        assert reply.ended or len(reply.token_ids) == 4
+        assert reply.ended or len(reply.token_ids) == 12
 
 
 def test_text_is_what_the_tokens_say_without_special_ones(policy, tokenizer):
@@ -129,21 +129,21 @@ def test_prompt_that_leaves_no_room_in_the_context_is_refused_by_name(policy, to
 
 
 def test_sampling_with_a_seed_is_repeatable(policy, tokenizer):
-    first = sample(policy, tokenizer, seed=5)
+    first = sampled_answers(policy, tokenizer, seed=5)
     torch.rand(3)
-    assert sample(policy, tokenizer, seed=5) == first
-    assert sample(policy, tokenizer, seed=6) != first
+    assert sampled_answers(policy, tokenizer, seed=5) == first
+    assert sampled_answers(policy, tokenizer, seed=6) != first
 
 
 def test_sampling_leaves_the_global_generator_as_it_was(policy, tokenizer):
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    sample(policy, tokenizer)
+    sampled_answers(policy, tokenizer)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_equal_prompts_are_sampled_independently(policy, tokenizer):
-    replies = sample(policy, tokenizer, [PROMPTS[0]] * 6, batch_size=3)
+    replies = sampled_answers(policy, tokenizer, [PROMPTS[0]] * 6, batch_size=3)
     assert len(set(replies)) == 6
 
 
@@ -152,7 +152,9 @@ def test_samples_follow_the_softmax_of_the_whole_vocabulary(policy, tokenizer, t
     with torch.no_grad():
         logits = policy(input_ids=torch.tensor([prompt_ids(tokenizer, "Why?")])).logits[0, -1]
     probability = (logits.double() / temperature).softmax(-1)
-    draws = sample(policy, tokenizer, ["Why?"] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1)
+    draws = sampled_answers(
+        policy, tokenizer, ["Why?"] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1
+    )
     drawn = torch.tensor([reply.token_ids[0] for reply in draws])
     ranked = probability.argsort(descending=True)
     for part in (ranked[:1], ranked[:5], ranked[50:]):  # a cut to the 50 best, the library's default, would show
@@ -192,7 +194,7 @@ def test_logprob_of_ending_is_counted(policy, tokenizer):
 
 
 def test_kl_of_a_policy_from_itself_is_zero_and_from_another_positive(policy, tokenizer):
-    replies = sample(policy, tokenizer, [PROMPTS[0]] * 60, batch_size=60)
+    replies = sampled_answers(policy, tokenizer, [PROMPTS[0]] * 60, batch_size=60)
     prompts = [PROMPTS[0]] * 60
     own = response_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
     assert own == pytest.approx(response_logprobs(policy, tokenizer, prompts, replies, batch_size=60), abs=1e-3)
@@ -203,7 +205,7 @@ def test_kl_of_a_policy_from_itself_is_zero_and_from_another_positive(policy, to
 
 
 def test_log_probability_is_that_of_the_temperature_of_sampling(policy, tokenizer):
-    replies = sample(policy, tokenizer, PROMPTS, temperature=0.5)
+    replies = sampled_answers(policy, tokenizer, PROMPTS, temperature=0.5)
     totals = response_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=2, temperature=0.5)
     for prompt, reply, total in zip(PROMPTS, replies, totals, strict=True):
         start = tokenizer(format_prompt(prompt))["input_ids"]
@@ -212,3 +214,61 @@ def test_log_probability_is_that_of_the_temperature_of_sampling(policy, tokenize
             logprobs = (policy(input_ids=ids).logits[0] / 0.5).log_softmax(-1)
         naive = sum(logprobs[i - 1, ids[0, i]].item() for i in range(len(start), ids.shape[1]))
         assert total == pytest.approx(naive, abs=1e-3)
+
+
+def sampled(policy, tokenizer, temperature=0.8, seed=0, prompts=PROMPTS):
+    ids, mask = left_padded(tokenizer([format_prompt(p) for p in prompts])["input_ids"], tokenizer.pad_token_id)
+    torch.manual_seed(seed)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return ids, mask, sample(policy, ids, mask, max_new_tokens=NEW, temperature=temperature, eos=eos, pad=pad)
+
+
+def test_logprobs_and_states_of_a_sample_are_those_of_a_forward_pass_of_each_row_alone(policy, tokenizer):
+    """Also of rows that go on when others have left the batch."""
+    with torch.no_grad():
+        policy.get_input_embeddings().weight[tokenizer.eos_token_id] *= 12
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(24)]
+    ids, mask, drawn = sampled(policy, tokenizer, prompts=prompts)
+    eos = tokenizer.eos_token_id
+    lengths = [row.index(eos) + 1 if eos in row else NEW for row in drawn.tokens.tolist()]
+    assert len(set(lengths)) > 5 and min(lengths) < 8
+    for i, length in enumerate(lengths):
+        row = torch.cat([ids[i][mask[i].bool()], drawn.tokens[i, :length]])[None]
+        with torch.no_grad():
+            states = policy.transformer(input_ids=row).last_hidden_state[0, -length - 1 : -1]
+            logprobs = torch.log_softmax(policy.get_output_embeddings()(states) / 0.8, dim=-1)
+        expected = logprobs.gather(1, drawn.tokens[i, :length, None]).squeeze(1)
+        assert drawn.logprobs[i, :length].numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+        assert drawn.states[i, :length].numpy() == pytest.approx(states.numpy(), abs=1e-4)
+        assert (drawn.tokens[i, length:] == tokenizer.pad_token_id).all()
+        assert (drawn.logprobs[i, length:] == 0).all() and (drawn.states[i, length:] == 0).all()
+
+
+def test_sample_at_a_tiny_temperature_is_the_greedy_search(policy, tokenizer):
+    _, _, drawn = sampled(policy, tokenizer, temperature=1e-4)
+    greedy = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=1)
+    for row, reply in zip(drawn.tokens.tolist(), greedy, strict=True):
+        assert tuple(row[: len(reply.token_ids)]) == reply.token_ids
+
+
+def test_first_tokens_are_drawn_as_often_as_they_are_probable(policy, tokenizer):
+    ids, mask, _ = sampled(policy, tokenizer, prompts=PROMPTS[:1])
+    count = 4_000
+    torch.manual_seed(0)
+    drawn = sample(
+        policy, ids.repeat(count, 1), mask.repeat(count, 1), max_new_tokens=1, temperature=0.3,
+        eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
+    ).tokens[:, 0]  # fmt: skip
+    with torch.no_grad():
+        probabilities = torch.softmax(policy(input_ids=ids, attention_mask=mask).logits[0, -1] / 0.3, dim=-1)
+    found = torch.bincount(drawn, minlength=len(probabilities)) / count
+    likely = probabilities > 0.005
+    error = (probabilities * (1 - probabilities) / count).sqrt()
+    assert likely.sum() > 3
+    assert ((found - probabilities).abs() < 4.5 * error)[likely].all()
+    assert float(found[~likely].sum()) == pytest.approx(float(probabilities[~likely].sum()), abs=0.04)
+
+
+def test_sample_refuses_a_temperature_of_zero(policy, tokenizer):
+    with pytest.raises(ValueError, match="temperature 0 is not positive"):
+        sampled(policy, tokenizer, temperature=0)

@@ -234,6 +234,7 @@ def test_logprobs_of_a_rollout_are_those_of_each_answer_alone(stage):
     trainer = make(stage)
     rollout = trainer.generate(list(range(8)))
     logprobs, values = trainer.read(rollout)
+    assert rollout.logprobs.numpy() == pytest.approx(logprobs.numpy(), abs=1e-4)
     answers = answer(trainer.policy, tokenizer, prompts[:8], max_new_tokens=12, batch_size=1, temperature=0.8)
     given = [
         a._replace(token_ids=tuple(row[keep.bool()].tolist()))

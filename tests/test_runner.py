@@ -153,8 +153,9 @@ def test_unfinished_copy_does_not_count(finished):
     assert finished.log == [THIRD]
 
 
-def test_force_deletes_checkpoints_logs_and_copies_of_this_profile_alone(finished, monkeypatch):
-    mine = [finished.outputs / kind / "smoke" / "made_before" for kind in ("checkpoints", "logs", "notebooks")]
+def test_force_deletes_what_this_profile_wrote_and_nothing_else(finished, monkeypatch):
+    kinds = ("checkpoints", "logs", "notebooks", "evaluation", "plots")
+    mine = [finished.outputs / kind / "smoke" / "made_before" for kind in kinds]
     other = finished.outputs / "checkpoints" / "lab" / "made_before"
     for path in (*mine, other):
         path.mkdir(parents=True)
