@@ -200,6 +200,7 @@ class Settings:
     max_new_tokens: int
     learning_rate: float
     temperature: float = 1.0
+    value_learning_rate: float | None = None  # of what learns the values beside the policy; None: the same
     warmup_updates: int = 0
     kl_coef: float = 0.05
     kl_target: float | None = None  # nats per response; with one, kl_coef is only the start (AdaptiveKL)
@@ -285,8 +286,10 @@ class PPOTrainer:
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
         self.value_module = self.value_head if value_model is None else value_model  # what learns the values
-        self.parameters = [p for module in (policy, self.value_module) for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0)
+        groups = [[p for p in module.parameters() if p.requires_grad] for module in (policy, self.value_module)]
+        self.parameters = [p for group in groups for p in group]
+        self.rates = (settings.learning_rate, settings.value_learning_rate or settings.learning_rate)
+        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0)
         self.kl = FixedKL(settings.kl_coef)
         if settings.kl_target is not None:
             self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)
@@ -378,7 +381,7 @@ class PPOTrainer:
             "response_length": mask.sum(dim=1).float().mean().item(),
             "stop_rate": rollout.ended.float().mean().item(),
             "kl_coef": self.kl.coef,
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.settings.learning_rate * self.warmth,
         }
         self._check_finite(row)
         row |= self.optimise(rollout, old_logprobs, values, advantages, returns)
@@ -391,9 +394,9 @@ class PPOTrainer:
         return row
 
     @property
-    def learning_rate(self) -> float:
-        """Rises over the warm-up and then stays."""
-        return self.settings.learning_rate * min(1.0, (self.update + 1) / (self.settings.warmup_updates + 1))
+    def warmth(self) -> float:
+        """The share of the learning rates that this update uses: it rises over the warm-up and then stays."""
+        return min(1.0, (self.update + 1) / (self.settings.warmup_updates + 1))
 
     def _next_prompts(self) -> list[int]:
         """The next batch, in a random order that visits every prompt before any comes again."""
@@ -530,8 +533,8 @@ class PPOTrainer:
         """
         settings = self.settings
         mask, value_mask = rollout.mask, self.value_mask(rollout)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.warmth
         steps = []
         for _ in range(settings.epochs):
             shuffled = torch.randperm(len(mask), generator=self.generator).to(self.device)

@@ -25,7 +25,10 @@ _LAB = Settings(
     temperature=LAB.decoding.temperature,
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
     learning_rate=1e-4,
-    # The value head starts with no idea of the returns; let it learn some before the policy moves at full speed.
+    # The head of ppo.py is one new layer that starts at zero: at the policy's rate it would hardly move. TRL has one
+    # rate for both.
+    value_learning_rate=1e-3,
+    # The value function starts with no idea of the returns; let it learn some before the policy moves at full speed.
     warmup_updates=4,
     # In standard deviations of the reward over SFT answers: the reward model is only right near its data.
     kl_coef=0.3,
@@ -60,6 +63,7 @@ _SETTINGS = {
         mini_batches=1,
         epochs=4,
         learning_rate=1.41e-5,
+        value_learning_rate=1e-4,
         warmup_updates=10,
         kl_coef=0.05,
     ),

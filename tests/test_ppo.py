@@ -246,6 +246,32 @@ def test_logprobs_of_a_rollout_are_those_of_each_answer_alone(stage):
     assert trainer.read_ref(rollout).numpy() == pytest.approx(logprobs.numpy(), abs=1e-6)
 
 
+def test_values_noted_while_sampling_are_those_of_a_forward_pass(stage):
+    trainer = make(stage)
+    with torch.no_grad():
+        trainer.value_head.weight.normal_()
+    rollout = trainer.generate(list(range(8)))
+    assert rollout.values.abs().sum() > 1
+    assert rollout.values.detach().numpy() == pytest.approx(trainer.read(rollout)[1].numpy(), abs=1e-4)
+
+
+def test_value_head_learns_at_its_own_rate_and_both_warm_up(stage):
+    trainer = make(stage, dataclasses.replace(SETTINGS, value_learning_rate=0.3, warmup_updates=1))
+    for warmth in (0.5, 1.0):
+        trainer.step()
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([1e-3 * warmth, 0.3 * warmth])
+    assert {id(p) for p in trainer.optimizer.param_groups[1]["params"]} == set(map(id, trainer.value_head.parameters()))
+
+
+def test_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(stage, monkeypatch):
+    trainer = make(stage)
+    before = [p.detach().clone() for p in trainer.parameters]
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    with pytest.raises(FloatingPointError, match="update 1: grad_norm not finite"):
+        trainer.step()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.parameters, strict=True))
+
+
 def test_gradient_does_not_depend_on_the_micro_batch(stage):
     weights = []
     for size in (1, 3, 8):
@@ -390,7 +416,7 @@ def test_one_update_equals_that_of_trl(stage, monkeypatch):
     settings = dataclasses.replace(
         ppo_config.get_settings(profile), updates=1, micro_batch_size=8, mini_batches=1, epochs=2, warmup_updates=0,
         value_clip=0.05, lam=0.9, gamma=0.97, learning_rate=1e-3, missing_eos_penalty=0.7, score_after_eos=True,
-        max_grad_norm=float("inf"),
+        max_grad_norm=float("inf"), value_learning_rate=None,
     )  # fmt: skip
     monkeypatch.setattr(trl_stage, "get_settings", lambda _: settings)
     four = [models.load_sft(profile), models.load_sft(profile)]
