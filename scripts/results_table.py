@@ -51,9 +51,14 @@ def results() -> str:
         for model in MODELS
     ]
     n = files["reward.csv"].n.iloc[0]
+    run = outputs.read_json(LAB, "run.json")
+    minutes, pretraining = sum(run["notebooks"].values()) / 60, run["pretraining"]["seconds"] / 60
     lines = [
         f"Lab profile, {n} test prompts, mean [95 % bootstrap interval]. ROUGE by the published decoding, the rest on "
         f"sampled answers; reward in logits of this run's reward model, KL in nats per answer.",
+        "",
+        f"The run took {minutes:.1f} minutes on {run['device']}, {pretraining:.1f} of them for pretraining the base "
+        f"model; the largest notebook took {max(run['peak_memory_mb'].values()):,} MB of memory.",
         "",
         *_table(["model", *(title for title, *_ in COLUMNS)], ours),
         "",
