@@ -7,7 +7,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run render results lab test lint
+.PHONY: help setup run seeds render results lab test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -17,6 +17,9 @@ setup: $(INSTALLED)  ## create .venv and install the pinned requirements
 
 run: $(INSTALLED)  ## execute every notebook in order (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/run_notebooks.py
+
+seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all
+	@$(VENV)/bin/python scripts/seeds.py
 
 render: $(INSTALLED)  ## run the lab profile and put its outputs into the tracked notebooks
 	@RLHF_PROFILE=lab $(VENV)/bin/python scripts/run_notebooks.py

@@ -1,0 +1,75 @@
+"""Runs with other seeds: each in its own folder, gathered into one table that leaves no run out."""
+
+import subprocess
+
+from rlhf import outputs
+
+import pandas as pd
+import pytest
+import seeds
+
+SUMMARY = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
+
+
+def write_run(profile, folder, shift: float) -> None:
+    """The CSVs of a finished run whose numbers are those of seed 0 plus `shift`."""
+    results = folder / "evaluation" / profile.name
+    results.mkdir(parents=True, exist_ok=True)
+    for name, metric, _ in seeds.SOURCES:
+        rows = [
+            (model, of, value + shift, value + shift - 0.1, value + shift + 0.1, 300)
+            for model, value in (("sft_full", 1.0), ("ppo", 2.0))
+            for of in (metric, "another_metric")
+        ]
+        pd.DataFrame(rows, columns=SUMMARY).to_csv(results / name, index=False)
+    values = {"accuracy": 0.8 + shift, "accuracy_ci_low": 0.75, "accuracy_ci_high": 0.85, "test_pairs": 600}
+    pd.DataFrame(values.items(), columns=["metric", "value"]).to_csv(results / "reward_model.csv", index=False)
+    row = ("ppo", "sft_full", "gold", 0.3 + shift, 0.1 + shift, 0.5 + shift, 300)
+    columns = ["model", "against", "metric", "difference", "ci_low", "ci_high", "n"]
+    pd.DataFrame([row], columns=columns).to_csv(results / "paired.csv", index=False)
+
+
+def test_every_seed_has_its_own_folder_and_the_profiles_own_is_the_run_itself(profile):
+    assert seeds.folders(profile) == {
+        profile.seed: outputs.root(),
+        profile.seed + 1: outputs.root() / "seeds" / str(profile.seed + 1),
+        profile.seed + 2: outputs.root() / "seeds" / str(profile.seed + 2),
+    }
+
+
+def test_gathered_tables_have_the_rows_of_every_seed_under_the_common_names(profile):
+    for i, folder in enumerate(seeds.folders(profile).values()):
+        write_run(profile, folder, shift=0.01 * i)
+    means, paired = seeds.gather(profile)
+    assert list(means.columns) == ["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]
+    assert set(means.metric) == {"reward", "gold", "rouge1", "kl", "stop_rate", "accuracy"}
+    assert means.groupby("seed").size().tolist() == [2 * len(seeds.SOURCES) + 1] * 3
+    gold = means[(means.model == "ppo") & (means.metric == "gold")]
+    assert gold["mean"].tolist() == pytest.approx([2.0, 2.01, 2.02])
+    accuracy = means[means.model == "reward_model"]
+    assert accuracy["mean"].tolist() == pytest.approx([0.8, 0.81, 0.82]) and accuracy.n.tolist() == [600] * 3
+    assert paired[["seed", "difference"]].to_numpy().tolist() == [[0, 0.3], [1, 0.31], [2, 0.32]]
+
+
+def test_missing_run_is_named(profile):
+    first, second, _ = seeds.folders(profile).values()
+    for folder in (first, second):
+        write_run(profile, folder, shift=0.0)
+    with pytest.raises(FileNotFoundError, match=r"seeds/2/.*reward\.csv is missing; run `make seeds`"):
+        seeds.gather(profile)
+
+
+def test_each_run_gets_its_seed_and_folder_and_a_failure_ends_it_all(profile, monkeypatch):
+    calls = []
+
+    def run(command, env):
+        calls.append((env["RLHF_PROFILE"], env["RLHF_SEED"], env["RLHF_OUTPUTS"]))
+        return subprocess.CompletedProcess(command, returncode=3 if len(calls) == 2 else 0)
+
+    monkeypatch.setattr(seeds.subprocess, "run", run)
+    monkeypatch.setattr(seeds, "load_profile", lambda: profile)
+    monkeypatch.setattr("sys.argv", ["seeds.py"])
+    assert seeds.main() == 3
+    assert calls == [
+        (profile.name, str(seed), str(folder)) for seed, folder in list(seeds.folders(profile).items())[:2]
+    ]
