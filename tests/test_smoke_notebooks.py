@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rlhf import outputs
+from rlhf.evaluation import MODELS
 
 import pandas as pd
 import pytest
@@ -136,7 +137,7 @@ def test_notebook_finishes_and_writes_its_files(smoke, notebook):
 def test_tables_of_the_evaluation_have_the_promised_columns(smoke, name):
     table = pd.read_csv(place(smoke, f"evaluation/{name}"))
     assert list(table.columns) == ["model", "metric", "mean", "ci_low", "ci_high", "n"]
-    assert set(table["model"]) == {"base", "sft_full", "sft_qlora", "ppo"}
+    assert set(table["model"]) == set(MODELS)
     assert table["mean"].between(table["ci_low"], table["ci_high"]).all()
 
 
