@@ -422,7 +422,7 @@ def test_a_model_has_the_same_colour_in_every_figure():
 def test_models_stand_in_their_order_and_unknown_ones_get_a_colour_of_their_own():
     frame = summary({"reward": [1, 2, 3, 4]}, ["dpo", "ppo", "best_of_n", "base"], 0.1)
     shown = colours(draw("model_metrics", frame, ["reward"], "Reward"))
-    assert list(shown) == ["base", "PPO", "dpo", "best of n"]
+    assert list(shown) == ["base", "PPO (TRL)", "dpo", "best of n"]
     assert len(set(shown.values())) == 4
 
 
@@ -492,7 +492,7 @@ def test_published_values_stand_on_the_same_scale_without_intervals():
     means = {label: values[1] for label, values in intervals(theirs).items()}
     np.testing.assert_allclose(means["full SFT"], published[published.model == "sft_full"].value)
     assert len(intervals(theirs)["full SFT"][2]) == 0
-    np.testing.assert_allclose(intervals(ours)["PPO"][2], frame[frame.model == "ppo"][["ci_low", "ci_high"]])
+    np.testing.assert_allclose(intervals(ours)["PPO (TRL)"][2], frame[frame.model == "ppo"][["ci_low", "ci_high"]])
 
 
 def test_gold_parts_leaves_the_whole_score_out_and_keeps_the_judges_order():
@@ -500,7 +500,7 @@ def test_gold_parts_leaves_the_whole_score_out_and_keeps_the_judges_order():
     assert [text.get_text() for text in axes.get_yticklabels()] == list(WEIGHTS)
     frame = EXAMPLES["gold_parts"][0]
     rows = frame[(frame.model == "ppo") & (frame.metric != "gold")].set_index("metric").loc[list(WEIGHTS)]
-    np.testing.assert_allclose(intervals(axes)["PPO"][0], rows["mean"])
+    np.testing.assert_allclose(intervals(axes)["PPO (TRL)"][0], rows["mean"])
 
 
 def test_paired_shows_each_metric_in_a_panel_with_the_differences_of_the_frame():
@@ -508,12 +508,12 @@ def test_paired_shows_each_metric_in_a_panel_with_the_differences_of_the_frame()
     shown = panels(example("paired"))
     assert [axes.get_title(loc="left") for axes in shown[:3]] == ["reward", "gold score", "ROUGE-1"]
     rows = frame[(frame.metric == "gold") & (frame.model == "ppo")]
-    x, _, ends = intervals(shown[1])["PPO"]
+    x, _, ends = intervals(shown[1])["PPO (TRL)"]
     np.testing.assert_allclose(x, rows.difference)
     np.testing.assert_allclose(ends, rows[["ci_low", "ci_high"]])
     assert [text.get_text() for text in shown[1].texts][-1] == f"{rows.difference.item():+.3g}"
     names = [text.get_text() for text in shown[0].get_yticklabels()]
-    assert names == ["full SFT − base", "full SFT − QLoRA SFT", "PPO − full SFT"]
+    assert names == ["full SFT − base", "full SFT − QLoRA SFT", "PPO (TRL) − full SFT"]
 
 
 def test_cost_bars_write_the_value_at_each_bar():
