@@ -111,9 +111,9 @@ class Bench:
         else:
             self.tokenizer = models.load_tokenizer(profile)
             questions = training_prompts(profile, self.tokenizer, MAX_PROMPT_TOKENS)
-        policy, reference, reward_model, value_model = self.models()
         self.settings = settings
         if only != "TRL":
+            policy, reference, reward_model, value_model = self.models()
             self.mine = ppo.PPOTrainer(
                 policy,
                 reference,

@@ -400,7 +400,7 @@ def test_policy_learns_a_task_that_every_ppo_must_solve(stage, seed):
         temperature=1.0, seed=seed, max_new_tokens=8,
     )  # fmt: skip
     curve = make(stage, settings, reward_fn=share).train()
-    assert curve.reward.iloc[0] < 0.3
+    assert curve.reward.head(3).mean() < 0.2
     assert curve.reward.tail(3).mean() > 0.9
 
 

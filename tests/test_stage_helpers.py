@@ -368,7 +368,7 @@ def test_training_begins_with_the_mismatched_pairs_and_then_sees_every_pair_once
 @pytest.fixture
 def reward_trainer(profile_with_sft, monkeypatch):
     """A trainer on pairs that the last word tells apart, which a few steps are enough to learn."""
-    settings = dataclasses.replace(profile_with_sft.reward, learning_rate=5e-3, mismatched_first=0.0)
+    settings = dataclasses.replace(profile_with_sft.reward, learning_rate=1e-2, mismatched_first=0.0)
     profile = dataclasses.replace(profile_with_sft, max_steps=24, reward=settings)
     easy = {
         name: rows.map(lambda row: {"chosen": f"{row['chosen'][:40]} yes", "rejected": f"{row['chosen'][:40]} no"})
@@ -415,7 +415,7 @@ def test_reward_training_lowers_the_loss_and_trains_adapter_and_head_alone(rewar
     assert list(curve.columns) == ["split", "step", "loss", "accuracy"]
     assert np.isfinite(curve.loss).all() and curve.accuracy.between(0, 1).all()
     train_loss = curve.query("split == 'train'").loss
-    assert train_loss.tail(6).mean() < train_loss.head(6).mean() - 0.04  # a batch has eight pairs: one alone is noise
+    assert train_loss.tail(6).mean() < train_loss.head(6).mean() - 0.1  # a batch has eight pairs: one alone is noise
     assert (curve.split == "validation").sum() == profile.reward.evaluations
     assert list((outputs.logs_dir(profile) / "reward_model").rglob("events.out.tfevents.*"))
     outputs.save_checkpoint(profile, "reward_model_final", trainer.model, tokenizer)
