@@ -24,7 +24,7 @@ _LAB = Settings(
     max_new_tokens=LAB.decoding.max_new_tokens,
     temperature=LAB.decoding.temperature,
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
-    learning_rate=1e-4,
+    learning_rate=2e-4,
     # The head of ppo.py is one new layer that starts at zero: at the policy's rate it would hardly move. TRL has one
     # rate for both.
     value_learning_rate=1e-3,

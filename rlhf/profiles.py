@@ -81,7 +81,7 @@ class DecodingSettings:
 
     batch_size: int
     max_new_tokens: int  # of a sampled answer, in PPO and in the evaluation
-    temperature: float = 1.0  # below 1, samples stay where the small lab model writes well-formed sentences
+    temperature: float = 1.0  # of sampling; 1 is the policy itself, as published
     beam_new_tokens: int = 100  # the three beam settings are those of the published evaluation
     num_beams: int = 3
     repetition_penalty: float = 1.2
@@ -113,7 +113,7 @@ LAB = Profile(
     max_steps=None,
     eval_prompts=300,
     sft=SFTSettings(
-        epochs=1,
+        epochs=0.8,
         batch_size=16,
         gradient_accumulation=1,
         max_length=256,
@@ -132,21 +132,21 @@ LAB = Profile(
         batch_size=8,
         gradient_accumulation=1,
         max_length=256,
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         scheduler="cosine",
         warmup_steps=10,
         evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
     ),
-    decoding=DecodingSettings(batch_size=150, max_new_tokens=96, temperature=0.7),
+    decoding=DecodingSettings(batch_size=150, max_new_tokens=96),
     lab=LabSettings(
-        pairs=(6400, 300, 600),
+        pairs=(8000, 300, 600),
         layers=3,
         width=192,
         heads=6,
         vocabulary=4000,
         context=256,
-        pretraining_steps=1300,
+        pretraining_steps=1500,
         pretraining_batch=7,
         pretraining_tokens=144,
         pretraining_learning_rate=3e-3,
@@ -285,7 +285,7 @@ def set_up(profile: Profile) -> None:
     torch.manual_seed(profile.seed)
     torch.set_num_threads(profile.threads)
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings(
         "ignore", message=".*fan_in_fan_out.*"

@@ -179,7 +179,7 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
         "RLHF_PROFILE": profile.name,
         "RLHF_OUTPUTS": str(outputs.root().resolve()),
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # glibc gives each large tensor back to the system when it is freed; getting it again, page by page, took a

@@ -237,7 +237,7 @@ def test_kernel_has_this_python_the_folder_and_the_environment(project):
     for name, value in {
         "RLHF_PROFILE": "smoke",
         "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
     }.items():

@@ -375,8 +375,18 @@ def _thread(rng, question):
 
 
 def _replied(rng, question):
-    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question."""
-    kind = _error_kind(rng, question) if rng.random() < 0.6 else "good"
+    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question.
+
+    Answers about something else are more frequent than in the pairs: they can't be told from good ones without the
+    question, and a reward model learns to compare the two only if its base half knows how.
+    """
+    draw = rng.random()
+    if draw < 0.3:
+        kind = "good"
+    elif draw < 0.65:
+        kind = rng.choice(("wrong_object", "wrong_object", "wrong_action", "mixed_up"))
+    else:
+        kind = _error_kind(rng, question)
     answer = good_answer(rng, question) if kind == "good" else bad_answer(rng, question, kind)
     reply = fill(rng.choice(phrases()["replies"][kind]), question.activity, question.object)
     return "\n".join([question.text, answer, reply])
