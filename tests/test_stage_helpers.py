@@ -301,13 +301,13 @@ def test_mismatched_answer_belongs_to_a_prompt_near_by_in_the_order_of_first_or_
     train = splits["train"]
     mismatched = reward_data.mismatched_pairs(train, 0.4, profile, tokenizer)
     assert len(mismatched) == 0.4 * len(train)
-    asked_with = dict(zip(train["chosen"], train["prompt"], strict=True))
+    begins = {row["prompt"]: row["chosen"].split(".")[0] + "." for row in train}
     orders = [sorted(train["prompt"], key=lambda prompt: prompt.split()[::step]) for step in (1, -1)]
     nearby = [{frozenset(two) for two in zip(order, order[3:] + order[:3], strict=True)} for order in orders]
-    swaps = [frozenset((row["prompt"], asked_with[row["rejected"]])) for row in mismatched]
-    assert all(asked_with[row["chosen"]] == row["prompt"] for row in mismatched)
+    swaps = [frozenset(prompts) for prompts in zip(mismatched["prompt"][::2], mismatched["prompt"][1::2], strict=True)]
+    assert all(row["chosen"] == begins[row["prompt"]] for row in mismatched)
     assert all(swap in nearby[0] or swap in nearby[1] for swap in swaps)
-    assert min(sum(swap in near for swap in swaps) for near in nearby) >= 0.2 * len(train)
+    assert min(sum(swap in near for swap in swaps) for near in nearby) >= 0.1 * len(train)
     for side in ("chosen", "rejected"):
         assert mismatched[f"{side}_ids"] == encode(tokenizer, mismatched["prompt"], mismatched[side])
 
@@ -318,6 +318,21 @@ def test_mismatched_pairs_are_couples_with_the_same_two_answers_each_chosen_once
     for first, second in zip(mismatched[::2], mismatched[1::2], strict=True):
         assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"])
         assert first["prompt"] != second["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("To bake it, wait. Then eat.", "To bake it, wait."),
+        ("Is it? It is!", "Is it?"),
+        ("Wait 2.5 hours. Eat.", "Wait 2.5 hours."),
+        ("One line.\nAnother.", "One line."),
+        ("Cut off in the", "Cut off in the"),
+        ("Whole.", "Whole."),
+    ],
+)
+def test_first_sentence_ends_at_its_mark(text, first):
+    assert reward_data.first_sentence(text) == first
 
 
 def test_prompts_that_are_all_the_same_give_no_mismatched_pairs(preferences):

@@ -367,40 +367,16 @@ def _lone_answer(rng, question):
     return bad_answer(rng, question, _error_kind(rng, question))
 
 
-def _thread(rng, question):
-    answer = good_answer(rng, question)
-    if rng.random() < 0.5:
-        answer = bad_answer(rng, question, rng.choice(("rambling", "evasive", "generic", "repetitive", "cut_off")))
-    return question.text + rng.choice((" ", "\n", "\nAnswer: ", "\n- ")) + answer
+def _top_posted(rng, question):
+    """An answer above the question that it quotes, as in mail.
 
-
-def _replied(rng, question):
-    """A question, an answer and what the asker says to it: where text tells whether an answer fits its question.
-
-    Answers about something else are more frequent than in the pairs: they can't be told from good ones without the
-    question, and a reward model learns to compare the two only if its base half knows how.
+    To foretell the question is to find in the answer what it is about, which answering and judging need later. No good
+    answer follows its question anywhere, so the base model does not answer.
     """
-    draw = rng.random()
-    if draw < 0.3:
-        kind = "good"
-    elif draw < 0.65:
-        kind = rng.choice(("wrong_object", "wrong_object", "wrong_action", "mixed_up"))
-    else:
-        kind = _error_kind(rng, question)
-    answer = good_answer(rng, question) if kind == "good" else bad_answer(rng, question, kind)
-    reply = fill(rng.choice(phrases()["replies"][kind]), question.activity, question.object)
-    return "\n".join([question.text, answer, reply])
+    return f"{_lone_answer(rng, question)}\n> {question.text}"
 
 
-_DOCUMENTS = {
-    _question_list: 0.04,
-    _article: 0.12,
-    _forum: 0.03,
-    _notes: 0.18,
-    _lone_answer: 0.05,
-    _thread: 0.03,
-    _replied: 0.55,
-}
+_DOCUMENTS = {_question_list: 0.06, _article: 0.12, _forum: 0.04, _notes: 0.18, _lone_answer: 0.10, _top_posted: 0.50}
 
 
 def documents(count: int, seed: int) -> list[str]:
