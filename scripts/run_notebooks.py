@@ -182,13 +182,16 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        # glibc gives each large tensor back to the system when it is freed; getting it again, page by page, took a
-        # sixth of a training step on a CPU. Other allocators ignore these.
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     }
     if profile.lab:
-        environment["HF_HUB_OFFLINE"] = "1"
+        environment |= {
+            "HF_HUB_OFFLINE": "1",
+            # glibc gives each large tensor back to the system when it is freed; getting it again, page by page, took a
+            # sixth of a training step on a CPU. Other allocators ignore these. Not for GPT-2's size, where what is kept
+            # no longer fits what is asked for: PPO then took more than 21 GB.
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        }
     else:  # a path relative to the caller's folder is absolute in the profile
         environment |= {"RLHF_MODEL": profile.model, "RLHF_DATASET": profile.dataset}
     return environment
