@@ -5,6 +5,7 @@ python scripts/results_table.py --check   # exit with 1 if that part is not what
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def results() -> str:
         f"reaches {reward.length_rule:.3f}, untrained heads from {reward.untrained_head_min:.2f} to "
         f"{reward.untrained_head_max:.2f}.",
         "",
+        *_seeds(),
         "Published by `nabeelshan/rlhf-gpt2-pipeline` (GPT-2, Dahoas data, 1,658 test prompts, rewards on 200 of them; "
         "another model and other data than the lab's, so only the order of the rows can be compared):",
         "",
@@ -90,6 +92,28 @@ def results() -> str:
     ]
     titles = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "reward": "reward"}
     return "\n".join([*lines, *_table(["model", *(titles[c] for c in published.columns)], rows)])
+
+
+def _seeds() -> list[str]:
+    """What `make seeds` found, where it has run: one row per seed."""
+    if not (outputs.evaluation_dir(LAB) / "seeds.csv").exists():
+        return []
+    means, paired = outputs.read_csv(LAB, "seeds.csv"), outputs.read_csv(LAB, "seeds_paired.csv")
+    accuracy = means[means.model == "reward_model"].set_index("seed")
+    rows = []
+    for seed, model in accuracy.iterrows():
+        row = [str(seed), f"{model['mean']:.3f} [{model.ci_low:.3f}, {model.ci_high:.3f}]"]
+        for name, metric in itertools.product(("ppo", "ppo_scratch"), ("reward", "gold")):
+            ours = paired[(paired.seed == seed) & (paired.model == name) & (paired.metric == metric)].iloc[0]
+            row.append(f"{ours.difference:+.2f} [{ours.ci_low:+.2f}, {ours.ci_high:+.2f}]")
+        rows.append(row)
+    titles = [f"{LABELS[name]}, {metric}" for name in ("ppo", "ppo_scratch") for metric in ("reward", "gold")]
+    return [
+        "The whole run with other seeds (`make seeds`), PPO minus full SFT, paired by prompt:",
+        "",
+        *_table(["seed", "reward model accuracy", *titles], rows),
+        "",
+    ]
 
 
 def replaced(text: str) -> str:
