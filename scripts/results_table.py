@@ -100,14 +100,15 @@ def _seeds() -> list[str]:
         return []
     means, paired = outputs.read_csv(LAB, "seeds.csv"), outputs.read_csv(LAB, "seeds_paired.csv")
     accuracy = means[means.model == "reward_model"].set_index("seed")
+    shown = list(itertools.product(("ppo", "ppo_scratch"), ("reward", "gold")))
     rows = []
     for seed, model in accuracy.iterrows():
         row = [str(seed), f"{model['mean']:.3f} [{model.ci_low:.3f}, {model.ci_high:.3f}]"]
-        for name, metric in itertools.product(("ppo", "ppo_scratch"), ("reward", "gold")):
+        for name, metric in shown:
             ours = paired[(paired.seed == seed) & (paired.model == name) & (paired.metric == metric)].iloc[0]
             row.append(f"{ours.difference:+.2f} [{ours.ci_low:+.2f}, {ours.ci_high:+.2f}]")
         rows.append(row)
-    titles = [f"{LABELS[name]}, {metric}" for name in ("ppo", "ppo_scratch") for metric in ("reward", "gold")]
+    titles = [f"{LABELS[name]}, {metric}" for name, metric in shown]
     return [
         "The whole run with other seeds (`make seeds`), PPO minus full SFT, paired by prompt:",
         "",

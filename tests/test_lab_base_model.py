@@ -89,6 +89,13 @@ def test_rows_hold_whole_texts_each_ended_by_eos_and_little_padding(tokenizer):
     assert (rows != tokenizer.pad_token_id).float().mean() > 0.9
 
 
+def test_no_two_rows_would_fit_into_one(tokenizer):
+    texts = documents(200, seed=0)
+    length = max(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
+    used = (base_model._rows(texts, tokenizer, length) != tokenizer.pad_token_id).sum(1).sort().values
+    assert used[0] + used[1] > length
+
+
 def test_text_longer_than_a_row_loses_its_end(tokenizer):
     text = max(documents(20, seed=0), key=len)
     (row,) = base_model._rows([text], tokenizer, 16).tolist()
