@@ -1,15 +1,17 @@
 """Stage 2's data: preference pairs as the tokens that the reward model reads."""
 
 import random
-import re
 
-from rlhf.data import drop_too_long, load_preferences
+from rlhf.data import drop_too_long, first_sentence, load_preferences
 from rlhf.profiles import Profile
 from rlhf.rewards import encode
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 DISTANCE = 3  # in the order of prompts: nearer ones often ask the same thing in other words
+# How the couples are found, and their shares. Prompts that begin alike differ in their last words, mostly in the thing
+# asked about. At the lab profile that is learned later than the action, and with half of the couples not in every run.
+BEGIN_ALIKE, END_ALIKE = 0.65, 0.35
 
 
 def prepare_reward_dataset(profile: Profile, tokenizer) -> DatasetDict:
@@ -32,7 +34,7 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
     Both answers are good in themselves, so neither length nor style tells them apart: only the prompt does. No new
     label is needed. After Liu et al. 2024, "RRM: Robust Reward Model Training Mitigates Reward Hacking", who take the
     answers to random prompts; those to similar prompts are harder. Similar are prompts that stand close together when
-    all are sorted by their first words, for one half of the pairs, or by their last words, for the other.
+    all are sorted by their first words, or for a smaller share by their last words.
 
     Of each answer only the first sentence is taken: it says what the answer is about, at half the cost, and what the
     model compares stands close to where it is scored.
@@ -47,11 +49,11 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
     words = [prompt.split() for prompt in prompts]
     rng = random.Random(profile.seed)
     rows = {"prompt": [], "chosen": [], "rejected": []}
-    for key in (lambda i: words[i], lambda i: words[i][::-1]):
+    for key, part in ((lambda i: words[i], BEGIN_ALIKE), (lambda i: words[i][::-1], END_ALIKE)):
         order = sorted(range(len(words)), key=key)
         neighbours = zip(order, order[DISTANCE:] + order[:DISTANCE], strict=True)
         usable = [(i, j) for i, j in neighbours if prompts[i] != prompts[j] and chosen[i] != chosen[j]]
-        for couple in rng.sample(usable, min(len(usable), round(share / 4 * len(pairs)))):
+        for couple in rng.sample(usable, min(len(usable), round(part * share / 2 * len(pairs)))):
             for i, j in (couple, couple[::-1]):
                 rows["prompt"].append(prompts[i])
                 rows["chosen"].append(chosen[i])
@@ -66,11 +68,6 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
         left_out = len(lengths) - len(kept)
         print(f"mismatched pairs: {left_out} of {len(lengths)} rows are longer than {limit} tokens and are left out")
     return mismatched.select(kept)
-
-
-def first_sentence(text: str) -> str:
-    """The text up to its first full stop, question mark or exclamation mark before white space; all of it without."""
-    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 def training_order(lengths: list[int], batch_size: int, seed: int, together: int = 1) -> list[int]:

@@ -3,6 +3,7 @@
 All three stages use the same split by prompt, so that no test prompt, nor a copy of it, is seen by any training.
 """
 
+import re
 from pathlib import Path
 
 from rlhf import hub
@@ -18,6 +19,11 @@ COLUMNS = ["prompt", "chosen", "rejected"]
 # train_test_split(test_size=0.05, seed=42) of the raw rows gives the published 1,658 test rows of 33,143.
 TEST_SHARE, SPLIT_SEED = 0.05, 42
 VALIDATION_SHARE = 0.03
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop, question mark or exclamation mark before white space; all of it without."""
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 def normalise_prompt(prompt: str) -> str:

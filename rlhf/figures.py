@@ -515,6 +515,22 @@ def reward_against_gold(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@_styled
+def reward_probes(frame: pd.DataFrame) -> Figure:
+    """The reward of each probe beside that of the chosen answers, the first row.
+
+    Columns: probe, reward, ci_low, ci_high.
+    """
+    _check("reward_probes", frame, ["probe", "reward", *INTERVAL_COLUMNS])
+    figure, (axes,) = _figure("Reward of answers that deserve none (mean with 95 % interval)", 1.4 + 0.36 * len(frame))
+    axes.axvline(frame.reward.iloc[0], color=GREEN, linestyle="--", label="chosen answers")
+    _points(axes, range(len(frame)), frame, "reward", across=True, color=BLUE, marker="D")
+    _rows_of(axes, list(frame.probe), "answer")
+    axes.set_xlabel("reward (logit)")
+    _legend(figure)
+    return figure
+
+
 # Stage 2
 
 

@@ -1,11 +1,15 @@
-"""What is measured: ROUGE, preference accuracy, intervals, paired differences, diversity, stopping."""
+"""What is measured: ROUGE, preference accuracy, intervals, paired differences, diversity, over-optimisation."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import gammaln
+from scipy.stats import spearmanr
 
 RESAMPLES = 2_000
 SUMMARY_COLUMNS = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
@@ -132,3 +136,86 @@ def calibration(margins: Sequence[float], bins: int = 10) -> pd.DataFrame:
 def expected_calibration_error(table: pd.DataFrame) -> float:
     """Mean gap between confidence and accuracy over the bins of `calibration`, weighted by their size."""
     return float(np.average((table.confidence - table.accuracy).abs(), weights=table.n))
+
+
+def rank_correlation(values: Sequence[float], others: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Spearman's rank correlation with its 95 % bootstrap interval over the pairs: (correlation, low, high).
+
+    Raises ValueError for unequal lengths, less than three pairs, or a constant, which has no order.
+    """
+    values, others = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
+    if len(values) != len(others) or len(values) < 3:
+        raise ValueError(f"{len(values)} values and {len(others)} others; a correlation needs three pairs or more.")
+    if np.ptp(values) == 0 or np.ptp(others) == 0:
+        raise ValueError("a constant has no order, so nothing correlates with it.")
+    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    drawn = [
+        spearmanr(values[draw], others[draw]).statistic
+        for draw in draws
+        if np.ptp(values[draw]) and np.ptp(others[draw])
+    ]
+    return (float(spearmanr(values, others).statistic), *map(float, np.quantile(drawn, [0.025, 0.975])))
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL in nats between the best of n answers and one answer: log n - (n - 1) / n (Stiennon et al. 2020, appendix G).
+
+    Exact where no answer is drawn twice and no two score the same; where answers repeat it is an upper bound (Beirami
+    et al. 2024, "Theoretical guarantees on the best-of-n alignment policy"). Raises ValueError for n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"the best of {n} answers does not exist; n is at least 1.")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """What the answer with the highest score among n is worth on average, for each prompt: (prompts,).
+
+    scores, values: (prompts, answers), of the same answers; n is at most their number. The mean is over all choices of
+    n of the answers, so it needs no further drawing: in rising order of score, answer i (from 0) is the best of
+    C(i, n - 1) of the C(answers, n) choices (Nakano et al. 2021, appendix I). Raises ValueError for shapes that
+    differ or an n that can't be drawn.
+    """
+    scores, values = np.asarray(scores, dtype=float), np.asarray(values, dtype=float)
+    if scores.shape != values.shape or scores.ndim != 2:
+        raise ValueError(f"scores {scores.shape} and values {values.shape} must be of the same (prompts, answers).")
+    answers = scores.shape[1]
+    if not 1 <= n <= answers:
+        raise ValueError(f"the best of {n} can't be drawn from {answers} answers; n must be from 1 to {answers}.")
+    order = np.argsort(scores, axis=1, kind="stable")
+
+    def log_choose(total, k):
+        return gammaln(total + 1) - gammaln(k + 1) - gammaln(total - k + 1)
+
+    weights = np.zeros(answers)
+    places = np.arange(n - 1, answers)
+    weights[places] = np.exp(log_choose(places, n - 1) - log_choose(answers, n))
+    return np.take_along_axis(values, order, axis=1) @ weights
+
+
+class OverOptimisation(NamedTuple):
+    """Where the truth turns down while the proxy rises, and how sure that is."""
+
+    peak: int  # the point with the highest gold
+    end: int  # from there on, the point with the highest proxy
+    proxy: tuple[float, float, float]  # its change from peak to end, with its 95 % interval
+    gold: tuple[float, float, float]
+    found: bool  # the proxy's interval lies above zero and gold's below
+
+
+def over_optimisation(proxy: np.ndarray, gold: np.ndarray) -> OverOptimisation:
+    """Whether gold falls from its peak while the proxy goes on rising (Gao, Schulman and Hilton 2022).
+
+    proxy, gold: (points, prompts), of the answers to the same prompts at points of growing optimisation. The highest of
+    several noisy means is too high by chance, so peak and end are chosen on every other prompt, and the changes between
+    them are measured on the rest. Raises ValueError for shapes that differ or less than four prompts.
+    """
+    proxy, gold = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    if proxy.shape != gold.shape or proxy.ndim != 2 or proxy.shape[1] < 4:
+        raise ValueError(
+            f"proxy {proxy.shape} and gold {gold.shape} must be of the same points and four prompts or more."
+        )
+    peak = int(gold[:, ::2].mean(axis=1).argmax())
+    end = peak + int(proxy[peak:, ::2].mean(axis=1).argmax())
+    changes = [paired_difference(curve[end, 1::2], curve[peak, 1::2]) for curve in (proxy, gold)]
+    return OverOptimisation(peak, end, *changes, found=changes[0][1] > 0 and changes[1][2] < 0)

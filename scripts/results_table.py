@@ -67,7 +67,7 @@ def results() -> str:
         "",
     ]
     paired = outputs.read_csv(LAB, "paired.csv")
-    for row in paired[paired.model.str.startswith("ppo")].itertuples():
+    for row in paired[paired.model.str.startswith("ppo") & (paired.seed == LAB.seed)].itertuples():
         verdict = "up" if row.ci_low > 0 else "down" if row.ci_high < 0 else "not told apart from zero"
         difference = f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
         lines.append(f"- {LABELS[row.model]}, {row.metric}: {difference}, {verdict}")
@@ -98,7 +98,7 @@ def _seeds() -> list[str]:
     """What `make seeds` found, where it has run: one row per seed."""
     if not (outputs.evaluation_dir(LAB) / "seeds.csv").exists():
         return []
-    means, paired = outputs.read_csv(LAB, "seeds.csv"), outputs.read_csv(LAB, "seeds_paired.csv")
+    means, paired = outputs.read_csv(LAB, "seeds.csv"), outputs.read_csv(LAB, "paired.csv")
     accuracy = means[means.model == "reward_model"].set_index("seed")
     shown = list(itertools.product(("ppo", "ppo_scratch"), ("reward", "gold")))
     rows = []

@@ -4,9 +4,9 @@ python scripts/seeds.py             # run every seed that has not finished, then
 python scripts/seeds.py --gather    # gather alone
 
 The run of the profile's own seed is that of `make run`; the others go to outputs/seeds/<seed>/. Nothing but the seed
-differs. Written are evaluation/<profile>/seeds.csv (model, seed, metric, mean, ci_low, ci_high, n) and
-seeds_paired.csv (model, against, seed, metric, difference, ci_low, ci_high, n). Exit status: that of the first run that
-does not finish.
+differs. Written is evaluation/<profile>/seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the
+other seeds in paired.csv (model, against, seed, metric, difference, ci_low, ci_high, n). Exit status: that of the first
+run that does not finish.
 """
 
 import argparse
@@ -61,12 +61,10 @@ def gather(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
         model = _read(results / "reward_model.csv").set_index("metric").value
         row = ("reward_model", "accuracy", model.accuracy, model.accuracy_ci_low, model.accuracy_ci_high)
         means.append(pd.DataFrame([(*row, int(model.test_pairs))], columns=SUMMARY_COLUMNS).assign(seed=seed))
-        paired.append(_read(results / "paired.csv").assign(seed=seed))
+        differences = _read(results / "paired.csv")
+        paired.append(differences[differences.seed == seed])
     means, paired = pd.concat(means), pd.concat(paired)
-    return (
-        means[["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]],
-        paired[["model", "against", "seed", "metric", "difference", "ci_low", "ci_high", "n"]],
-    )
+    return means[["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]], paired
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -85,7 +83,7 @@ def main() -> int:
             return status
     means, paired = gather(profile)
     outputs.write_csv(profile, "seeds.csv", means)
-    outputs.write_csv(profile, "seeds_paired.csv", paired)
+    outputs.write_csv(profile, "paired.csv", paired)
     print(paired[paired.model.str.startswith("ppo")].round(3).to_string(index=False))
     return 0
 

@@ -336,3 +336,18 @@ def test_own_datasets_cache_is_used(tmp_path):
     load(as_jsonl(tmp_path))
     assert str(tmp_path) in str(datasets.config.HF_DATASETS_CACHE)
     assert any((tmp_path / "datasets_cache").rglob("*.arrow"))
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("To bake it, wait. Then eat.", "To bake it, wait."),
+        ("Is it? It is!", "Is it?"),
+        ("Wait 2.5 hours. Eat.", "Wait 2.5 hours."),
+        ("One line.\nAnother.", "One line."),
+        ("Cut off in the", "Cut off in the"),
+        ("Whole.", "Whole."),
+    ],
+)
+def test_first_sentence_ends_at_its_mark(text, first):
+    assert data.first_sentence(text) == first

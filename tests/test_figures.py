@@ -8,6 +8,7 @@ import os
 from types import SimpleNamespace
 
 from rlhf import figures, outputs
+from rlhf.evaluation import PROBES
 from rlhf.lab.gold import WEIGHTS
 from rlhf.metrics import SUMMARY_COLUMNS, calibration
 
@@ -100,6 +101,7 @@ def example_frames() -> dict[str, tuple]:
         "gold_parts": (pd.concat([summary({"gold": [0, 2, 3, 4]}, MODELS, 0.1), summary(parts, MODELS, 0.06)]),),
         "paired": (paired_frame(random),),
         "reward_against_gold": (proxy_frame(random),),
+        "reward_probes": (probe_frame(random),),
     }
 
 
@@ -228,6 +230,12 @@ def paired_frame(random) -> pd.DataFrame:
             rows.append((model, against, metric, difference, *interval, 300))
     columns = ["model", "against", "metric", "difference", "ci_low", "ci_high", "n"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def probe_frame(random) -> pd.DataFrame:
+    reward = random.normal(0, 2, len(PROBES))
+    names = [name for name, *_ in PROBES]
+    return pd.DataFrame({"probe": names, "reward": reward, "ci_low": reward - 0.2, "ci_high": reward + 0.2})
 
 
 def proxy_frame(random) -> pd.DataFrame:

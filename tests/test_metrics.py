@@ -1,5 +1,6 @@
 """Metrics against known answers: by hand, by the library underneath, or by simulation."""
 
+import itertools
 import math
 
 from rlhf import metrics
@@ -21,6 +22,7 @@ from rlhf.metrics import (
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from rouge_score import rouge_scorer
 
 PREDICTIONS = ["the cat sat on the mat", "Roasting vegetables, slowly!", "nothing in common", "", "日本 a b"]
@@ -225,3 +227,90 @@ def test_calibration_error_is_small_where_labels_follow_the_sigmoid_and_large_wh
 def test_metric_module_is_loaded_once():
     assert metrics._rouge_metric() is metrics._rouge_metric()
     assert isinstance(summary_rows("base", rouge_per_example(PREDICTIONS, REFERENCES)), pd.DataFrame)
+
+
+def test_rank_correlation_is_scipys_and_knows_only_the_order():
+    random = np.random.default_rng(0)
+    values = random.normal(size=60)
+    noisy = values + random.normal(size=60)
+    correlation, low, high = metrics.rank_correlation(values, noisy)
+    assert correlation == pytest.approx(scipy.stats.spearmanr(values, noisy).statistic)
+    assert low < correlation < high
+    assert metrics.rank_correlation(np.exp(values), noisy)[0] == pytest.approx(correlation)
+    assert metrics.rank_correlation(values, -values) == pytest.approx((-1, -1, -1))
+
+
+@pytest.mark.parametrize(("values", "others"), [([1, 2], [1, 2]), ([1, 2, 3], [1, 2]), ([1, 2, 3], [5, 5, 5])])
+def test_rank_correlation_needs_an_order(values, others):
+    with pytest.raises(ValueError, match=r"three pairs|constant"):
+        metrics.rank_correlation(values, others)
+
+
+@pytest.mark.parametrize(("n", "kl"), [(1, 0.0), (2, math.log(2) - 0.5), (64, math.log(64) - 63 / 64)])
+def test_kl_of_the_best_of_n(n, kl):
+    assert metrics.best_of_n_kl(n) == pytest.approx(kl)
+
+
+def test_kl_of_the_best_of_n_is_exact_for_answers_that_never_repeat_and_a_bound_for_those_that_do():
+    # Of m equally likely answers in order of score, answer i is the best of n with probability (i/m)^n - ((i-1)/m)^n.
+    for m, exact in ((10_000, True), (3, False)):
+        edges = np.arange(m + 1) / m
+        chosen = np.diff(edges**8)
+        kl = (chosen * np.log(chosen * m)).sum()
+        assert kl <= metrics.best_of_n_kl(8) + 1e-9
+        assert (abs(kl - metrics.best_of_n_kl(8)) < 1e-3) == exact
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_best_of_none_is_refused(n):
+    with pytest.raises(ValueError, match="at least 1"):
+        metrics.best_of_n_kl(n)
+
+
+def test_best_of_n_is_the_mean_over_all_choices():
+    random = np.random.default_rng(1)
+    scores, values = random.normal(size=(3, 6)), random.normal(size=(3, 6))
+    for n in range(1, 7):
+        choices = list(itertools.combinations(range(6), n))
+        by_hand = [
+            np.mean([v[max(c, key=lambda i: s[i])] for c in choices]) for s, v in zip(scores, values, strict=True)
+        ]
+        assert metrics.best_of_n(scores, values, n) == pytest.approx(by_hand)
+
+
+def test_best_of_one_is_the_mean_and_best_of_all_the_highest():
+    scores = np.array([[0.1, 0.9, 0.5, 0.4]])
+    assert metrics.best_of_n(scores, scores, 1) == pytest.approx([scores.mean()])
+    assert metrics.best_of_n(scores, np.array([[1.0, 7.0, 2.0, 3.0]]), 4) == pytest.approx([7.0])
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_best_of_more_answers_than_there_are_is_refused(n):
+    with pytest.raises(ValueError, match="from 1 to 4"):
+        metrics.best_of_n(np.zeros((2, 4)), np.zeros((2, 4)), n)
+
+
+def test_over_optimisation_is_found_where_gold_turns_and_the_proxy_goes_on():
+    noise = np.random.default_rng(2).normal(scale=0.1, size=(2, 5, 100))
+    proxy = np.array([0.0, 1.0, 2.0, 3.0, 2.5])[:, None] + noise[0]
+    gold = np.array([0.0, 1.0, 0.8, 0.2, 0.0])[:, None] + noise[1]
+    found = metrics.over_optimisation(proxy, gold)
+    assert (found.peak, found.end, found.found) == (1, 3, True)
+    assert found.proxy[0] == pytest.approx(2, abs=0.05) and found.gold[0] == pytest.approx(-0.8, abs=0.05)
+
+
+def test_over_optimisation_is_not_claimed_where_both_rise_or_only_noise_differs():
+    noise = np.random.default_rng(3).normal(size=(2, 8, 100))
+    rising = np.arange(8.0)[:, None]
+    both = metrics.over_optimisation(rising + noise[0], rising + noise[1])
+    assert (both.peak, both.end, both.found) == (7, 7, False)
+    claims = [
+        metrics.over_optimisation(rising + noise[0], np.random.default_rng(i).normal(size=(8, 100))).found
+        for i in range(200)
+    ]  # gold is flat: a fall is claimed as rarely as one side of a 95 % interval says
+    assert np.mean(claims) < 0.06
+
+
+def test_over_optimisation_refuses_curves_of_other_prompts():
+    with pytest.raises(ValueError, match="same points"):
+        metrics.over_optimisation(np.zeros((3, 10)), np.zeros((3, 8)))

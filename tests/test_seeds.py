@@ -11,7 +11,7 @@ import seeds
 SUMMARY = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
 
 
-def write_run(profile, folder, shift: float) -> None:
+def write_run(profile, folder, shift: float, seed: int) -> None:
     """The CSVs of a finished run whose numbers are those of seed 0 plus `shift`."""
     results = folder / "evaluation" / profile.name
     results.mkdir(parents=True, exist_ok=True)
@@ -24,9 +24,10 @@ def write_run(profile, folder, shift: float) -> None:
         pd.DataFrame(rows, columns=SUMMARY).to_csv(results / name, index=False)
     values = {"accuracy": 0.8 + shift, "accuracy_ci_low": 0.75, "accuracy_ci_high": 0.85, "test_pairs": 600}
     pd.DataFrame(values.items(), columns=["metric", "value"]).to_csv(results / "reward_model.csv", index=False)
-    row = ("ppo", "sft_full", "gold", 0.3 + shift, 0.1 + shift, 0.5 + shift, 300)
-    columns = ["model", "against", "metric", "difference", "ci_low", "ci_high", "n"]
-    pd.DataFrame([row], columns=columns).to_csv(results / "paired.csv", index=False)
+    # A gathered table holds other seeds too; here what is left of an earlier one.
+    rows = [("ppo", "sft_full", s, "gold", 0.3 + shift, 0.1 + shift, 0.5 + shift, 300) for s in (seed, seed + 100)]
+    columns = ["model", "against", "seed", "metric", "difference", "ci_low", "ci_high", "n"]
+    pd.DataFrame(rows, columns=columns).to_csv(results / "paired.csv", index=False)
 
 
 def test_every_seed_has_its_own_folder_and_the_profiles_own_is_the_run_itself(profile):
@@ -38,8 +39,8 @@ def test_every_seed_has_its_own_folder_and_the_profiles_own_is_the_run_itself(pr
 
 
 def test_gathered_tables_have_the_rows_of_every_seed_under_the_common_names(profile):
-    for i, folder in enumerate(seeds.folders(profile).values()):
-        write_run(profile, folder, shift=0.01 * i)
+    for i, (seed, folder) in enumerate(seeds.folders(profile).items()):
+        write_run(profile, folder, 0.01 * i, seed)
     means, paired = seeds.gather(profile)
     assert list(means.columns) == ["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]
     assert set(means.metric) == {"reward", "gold", "rouge1", "kl", "stop_rate", "accuracy"}
@@ -52,9 +53,8 @@ def test_gathered_tables_have_the_rows_of_every_seed_under_the_common_names(prof
 
 
 def test_missing_run_is_named(profile):
-    first, second, _ = seeds.folders(profile).values()
-    for folder in (first, second):
-        write_run(profile, folder, shift=0.0)
+    for seed, folder in list(seeds.folders(profile).items())[:2]:
+        write_run(profile, folder, 0.0, seed)
     with pytest.raises(FileNotFoundError, match=r"seeds/2/.*reward\.csv is missing; run `make seeds`"):
         seeds.gather(profile)
 

@@ -297,6 +297,8 @@ def test_order_of_training_follows_its_seed():
 
 
 def test_mismatched_answer_belongs_to_a_prompt_near_by_in_the_order_of_first_or_last_words(preferences):
+    shares = reward_data.BEGIN_ALIKE, reward_data.END_ALIKE
+    assert sum(shares) == 1
     profile, tokenizer, splits = preferences
     train = splits["train"]
     mismatched = reward_data.mismatched_pairs(train, 0.4, profile, tokenizer)
@@ -307,7 +309,8 @@ def test_mismatched_answer_belongs_to_a_prompt_near_by_in_the_order_of_first_or_
     swaps = [frozenset(prompts) for prompts in zip(mismatched["prompt"][::2], mismatched["prompt"][1::2], strict=True)]
     assert all(row["chosen"] == begins[row["prompt"]] for row in mismatched)
     assert all(swap in nearby[0] or swap in nearby[1] for swap in swaps)
-    assert min(sum(swap in near for swap in swaps) for near in nearby) >= 0.1 * len(train)
+    for near, share in zip(nearby, shares, strict=True):
+        assert sum(swap in near for swap in swaps) >= round(share * 0.2 * len(train))
     for side in ("chosen", "rejected"):
         assert mismatched[f"{side}_ids"] == encode(tokenizer, mismatched["prompt"], mismatched[side])
 
@@ -318,21 +321,6 @@ def test_mismatched_pairs_are_couples_with_the_same_two_answers_each_chosen_once
     for first, second in zip(mismatched[::2], mismatched[1::2], strict=True):
         assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"])
         assert first["prompt"] != second["prompt"]
-
-
-@pytest.mark.parametrize(
-    ("text", "first"),
-    [
-        ("To bake it, wait. Then eat.", "To bake it, wait."),
-        ("Is it? It is!", "Is it?"),
-        ("Wait 2.5 hours. Eat.", "Wait 2.5 hours."),
-        ("One line.\nAnother.", "One line."),
-        ("Cut off in the", "Cut off in the"),
-        ("Whole.", "Whole."),
-    ],
-)
-def test_first_sentence_ends_at_its_mark(text, first):
-    assert reward_data.first_sentence(text) == first
 
 
 def test_prompts_that_are_all_the_same_give_no_mismatched_pairs(preferences):
@@ -357,7 +345,7 @@ def test_mismatched_pair_that_is_too_long_is_left_out_with_a_printed_line(prefer
     profile, tokenizer, _ = preferences
     columns = {"prompt": [f"Question {i}?" for i in range(8)], "chosen": ["a", *"bcdefg", "word " * 300]}
     pairs = Dataset.from_dict(columns | {"rejected": ["x"] * 8})
-    mismatched = reward_data.mismatched_pairs(pairs, 4.0, profile, tokenizer)
+    mismatched = reward_data.mismatched_pairs(pairs, 8.0, profile, tokenizer)
     # Of the eight neighbours in each order, two have the long answer: both pairs of these couples are left out.
     assert len(mismatched) == 24
     assert max(len(text) for row in mismatched for text in (row["chosen"], row["rejected"])) == 1
