@@ -141,13 +141,13 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
 def rank_correlation(values: Sequence[float], others: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Spearman's rank correlation with its 95 % bootstrap interval over the pairs: (correlation, low, high).
 
-    Raises ValueError for unequal lengths, less than three pairs, or a constant, which has no order.
+    A constant has no order: all three are NaN. Raises ValueError for unequal lengths or less than three pairs.
     """
     values, others = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
     if len(values) != len(others) or len(values) < 3:
         raise ValueError(f"{len(values)} values and {len(others)} others; a correlation needs three pairs or more.")
     if np.ptp(values) == 0 or np.ptp(others) == 0:
-        raise ValueError("a constant has no order, so nothing correlates with it.")
+        return (math.nan,) * 3
     draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     drawn = [
         spearmanr(values[draw], others[draw]).statistic
