@@ -7,7 +7,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run seeds render results lab test lint
+.PHONY: help setup run seeds study render results lab test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -20,6 +20,10 @@ run: $(INSTALLED)  ## execute every notebook in order (FORCE=1 starts over)
 
 seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all
 	@$(VENV)/bin/python scripts/seeds.py
+
+study: seeds  ## push the reward until it lies, for every seed, and draw it
+	@$(VENV)/bin/python scripts/study.py
+	@$(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
 
 render: $(INSTALLED)  ## run the lab profile and put its outputs into the tracked notebooks
 	@RLHF_PROFILE=lab $(VENV)/bin/python scripts/run_notebooks.py

@@ -42,6 +42,11 @@ SERIES = {
     "eos": (GREEN, "o", "EOS"),
     "none": (PURPLE, "s", "no EOS"),
     "pad_is_eos": (ORANGE, "D", "pad = EOS"),
+    "proxy": (VERMILION, "^", "proxy reward"),
+    "judge": (PURPLE, "s", "second judge"),
+    "gold": (BLUE, "D", "gold score"),
+    "blind": (ORANGE, "v", "blind reward model"),
+    "seeing": (GREEN, "o", "seeing reward model"),
 }
 SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, BLACK, ORANGE), "PXdp"
 METRICS = {
@@ -754,5 +759,192 @@ def kl_estimators(frame: pd.DataFrame) -> Figure:
         axes.hist(frame[column], edges, color=colour, alpha=0.55, label=label)
         axes.axvline(frame[column].mean(), color=colour, linewidth=2.2)
     _label(axes, "nats per answer (line: mean)", "answers")
+    _legend(figure)
+    return figure
+
+
+# The study
+
+
+def _scored(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with gold as its change from SFT in SFT's deviations, the unit that proxy and judge have."""
+    start = frame[frame.x == frame.x.min()].groupby(["setting", "seed"]).gold.first()
+    base = start.reindex(pd.MultiIndex.from_frame(frame[["setting", "seed"]])).to_numpy()
+    return frame.assign(gold=(frame.gold - base) / frame.gold_unit)
+
+
+def _seed_lines(axes, rows: pd.DataFrame, x: str) -> None:
+    """Proxy, judge and gold over x: a thin line for each seed, a thick one for their mean at equal updates."""
+    for name in ("proxy", "judge", "gold"):
+        if rows[name].notna().all():
+            colour, _, label = SERIES[name]
+            for _, seed in rows.groupby("seed"):
+                axes.plot(seed[x], seed[name], color=colour, linewidth=0.8, alpha=0.5)
+            mean = rows.groupby("x")[[x, name]].mean() if x != "x" else rows.groupby("x")[[name]].mean().reset_index()
+            axes.plot(mean[x], mean[name], color=colour, linewidth=2.4, label=label)
+    axes.axhline(0, color=BLACK, linewidth=0.8, zorder=1.5)
+
+
+@_styled
+def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
+    """Proxy, second judge and gold along PPO: one panel for each setting of overoptimisation.csv.
+
+    A triangle marks, for each seed, where gold peaks if it falls from there while the proxy rises (turning_points.csv).
+    Columns: method, setting, seed, x, kl, proxy, judge, gold, gold_unit; of turns: method, setting, seed, by, peak_x,
+    found.
+    """
+    _check("overoptimisation", frame, ["method", "setting", "seed", "x", "kl", "proxy", "judge", "gold", "gold_unit"])
+    frame = _check("overoptimisation", frame[frame.method == "ppo"], ["setting"])
+    frame = _scored(frame).assign(distance=np.sqrt(frame.kl.clip(lower=0)))
+    settings = list(dict.fromkeys(frame.setting))
+    rows = math.ceil(len(settings) / 3)
+    title = "The same answers by three scores, the further PPO moves from SFT"
+    figure, grid = _figure(title, 1.2 + 2.3 * rows, rows, min(3, len(settings)), sharey=True)
+    for i, (axes, setting) in enumerate(zip(grid, settings, strict=False)):
+        here = frame[frame.setting == setting]
+        _seed_lines(axes, here, "distance")
+        marked = turns[(turns.method == "ppo") & (turns.setting == setting) & (turns.by == "gold") & turns.found]
+        for turn in marked.itertuples():
+            point = here[(here.seed == turn.seed) & (here.x == turn.peak_x)]
+            axes.plot(point.distance, point.gold, "v", color=BLACK, markersize=8, zorder=5)
+        _label(axes, "square root of KL (nats)", "" if i % 3 else "SFT's deviations", setting.replace(", ", ",\n"))
+        _ticks(axes.xaxis, 4)
+    for axes in grid[len(settings) :]:
+        axes.remove()
+    handles, _ = grid[0].get_legend_handles_labels()
+    turn = Line2D([], [], color=BLACK, marker="v", markersize=8, linestyle="none", label="gold turns down here")
+    _legend(figure, [*handles, turn], columns=4)
+    return figure
+
+
+@_styled
+def best_of_n(frame: pd.DataFrame) -> Figure:
+    """Proxy, second judge and gold of the best of n answers by the proxy: a panel for each reward model.
+
+    Columns: method, setting, seed, x, proxy, judge, gold, gold_unit.
+    """
+    _check("best_of_n", frame, ["method", "setting", "seed", "x", "proxy", "judge", "gold", "gold_unit"])
+    frame = _scored(_check("best_of_n", frame[frame.method == "best_of_n"], ["setting"]))
+    settings = list(dict.fromkeys(frame.setting))
+    figure, panels = _figure("The best of n answers of SFT, chosen by the proxy", 3.4, 1, len(settings), sharey=True)
+    for axes, setting in zip(panels, settings, strict=True):
+        rows = frame[frame.setting == setting]
+        starts = rows[rows.x == rows.x.min()].set_index("seed")  # a sample's mean is not quite SFT's
+        for name in ("proxy", "judge"):
+            rows = rows.assign(**{name: rows[name] - rows.seed.map(starts[name])})
+        _seed_lines(axes, rows, "x")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(rows.x.unique()), [f"{n:g}" for n in sorted(rows.x.unique())])
+        _label(axes, "n", "", f"reward model on {setting}")
+    panels[0].set_ylabel("SFT's deviations above n = 1")
+    _legend(figure)
+    return figure
+
+
+@_styled
+def relevance(frame: pd.DataFrame) -> Figure:
+    """A blind reward model beside one that sees relevance, and what PPO makes of each; one point per seed.
+
+    Columns: reward_model, seed, metric, mean, ci_low, ci_high; of the metrics of scripts/study.py those there are.
+    """
+    _check("relevance", frame, ["reward_model", "seed", "metric", "mean", *INTERVAL_COLUMNS])
+    accuracies = [m for m in dict.fromkeys(frame.metric) if m.startswith("accuracy")]
+    changes = [m for m in ("relevance", "gold") if m in set(frame.metric)] or ["reward"]
+    names = [m.removeprefix("accuracy").strip().replace("_", " ") or "all test pairs" for m in accuracies]
+    title = "What the reward model sees, and what PPO makes of it (each point a seed, 95 % intervals)"
+    height = 1.6 + 0.6 * max(len(accuracies), len(changes))
+    figure, (left, right) = _figure(title, height, 1, 2)
+    series = _series(frame.reward_model)
+    seeds = sorted(frame.seed.unique())
+    offsets = _offsets(len(series) * len(seeds), 0.75)
+    for axes, metrics in ((left, accuracies), (right, changes)):
+        for k, (name, style) in enumerate(series.items()):
+            for i, seed in enumerate(seeds):
+                rows = frame[(frame.reward_model == name) & (frame.seed == seed)].set_index("metric").reindex(metrics)
+                style = style | {"label": style["label"] if not i else "_"}
+                places = np.arange(len(metrics)) + offsets[k * len(seeds) + i]
+                _points(axes, places, rows, across=True, **style)
+    left.axvline(0.5, color=BLACK, linewidth=0.8, linestyle=":", zorder=1.5)
+    _zero_line(right)
+    _rows_of(left, names, "kind of error")
+    _rows_of(right, [f"{m} score" if m == "gold" else m for m in changes], "")
+    _label(left, "share right (dotted: chance)", "kind of error", "reward model on test pairs")
+    _label(right, "points of gold score", "", "PPO minus SFT")
+    _legend(figure)
+    return figure
+
+
+@_styled
+def data_size(frame: pd.DataFrame, slices: tuple[str, ...]) -> Figure:
+    """Accuracy over the number of training pairs, for all test pairs and some slices; a thin line for each seed.
+
+    Columns: pairs, seed, slice, accuracy.
+    """
+    _check("data_size", frame, ["pairs", "seed", "slice", "accuracy"])
+    figure, (axes,) = _figure("Accuracy on the test pairs by number of training pairs (thin: each seed)", 3.6)
+    colours = (BLACK, BLUE, VERMILION, GREEN)
+    shown = [name for name in ("all", *slices) if name in set(frame.slice)]
+    for name, colour in zip(shown, colours, strict=False):
+        rows = frame[frame.slice == name]
+        for _, seed in rows.groupby("seed"):
+            axes.plot(seed.pairs, seed.accuracy, color=colour, linewidth=0.8, alpha=0.5)
+        mean = rows.groupby("pairs").accuracy.mean()
+        label = "all test pairs" if name == "all" else _words(name)
+        axes.plot(mean.index, mean, color=colour, marker="o", linewidth=2.4, label=label)
+    axes.set_xscale("log", base=2)
+    sizes = sorted(frame.pairs.unique())
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.axhline(0.5, color=BLACK, linewidth=0.8, linestyle=":")
+    _label(axes, "training pairs (dotted: chance)", "share right")
+    _legend(figure)
+    return figure
+
+
+@_styled
+def judges(frame: pd.DataFrame) -> Figure:
+    """Win rates against SFT by proxy, second judge and gold; one point per seed. Columns: model, seed, metric, mean."""
+    _check("judges", frame, ["model", "seed", "metric", "mean"])
+    frame = frame[frame.metric.str.startswith("win_by_")].assign(by=lambda f: f.metric.str.removeprefix("win_by_"))
+    _check("judges", frame, ["by"])
+    labels = {name: style["label"] for name, style in _series(frame.model).items()}
+    series = {name: _series([name])[name] for name in ("proxy", "judge", "gold") if name in set(frame.by)}
+    figure, (axes,) = _figure("Share of prompts where a model beats SFT (each point a seed)", 1.4 + 0.5 * len(labels))
+    for offset, (name, style) in zip(_offsets(len(series)), series.items(), strict=True):
+        rows = frame[frame.by == name]
+        places = rows.model.map({model: i for i, model in enumerate(labels)}) + offset
+        axes.plot(rows["mean"], places, linestyle="none", alpha=0.75, **style)
+    axes.axvline(0.5, color=BLACK, linewidth=1, zorder=1.5)
+    _rows_of(axes, list(labels.values()), "model")
+    axes.set_xlabel("win rate against SFT")
+    _legend(figure)
+    return figure
+
+
+@_styled
+def frontier(frame: pd.DataFrame) -> Figure:
+    """Reward and gold of every model against its KL from SFT; one point per seed.
+
+    Columns: model, seed, metric, mean.
+    """
+    _check("frontier", frame, ["model", "seed", "metric", "mean"])
+    wide = frame.pivot_table(index=["model", "seed"], columns="metric", values="mean").reset_index()
+    panels = {"reward": "proxy reward (SFT's deviations)", "gold": "gold score (points)"}
+    panels = {metric: label for metric, label in panels.items() if metric in wide}
+    figure, grid = _figure("Reward and truth against the distance from SFT", 3.9, 1, len(panels))
+    best = wide.model.str.startswith("best of")
+    series = _series(wide.model[~best])
+    for axes, (metric, label) in zip(grid, panels.items(), strict=True):
+        for name, style in series.items():
+            rows = wide[wide.model == name]
+            axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", **style)
+        for i, (_, rows) in enumerate(wide[best].groupby("seed")):
+            rows = rows.sort_values("kl_from_sft")
+            axes.plot(
+                rows.kl_from_sft, rows[metric], color=GREEN, marker="P", linewidth=0.8, label="_" if i else "best of n"
+            )
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        axes.set_xlim(left=-0.02)
+        axes.set_xticks([0, 1, 2, 5, 10, 20, 40])
+        _label(axes, "KL from SFT (nats per answer)", label)
     _legend(figure)
     return figure

@@ -196,26 +196,26 @@ def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
 class OverOptimisation(NamedTuple):
     """Where the truth turns down while the proxy rises, and how sure that is."""
 
-    peak: int  # the point with the highest gold
+    peak: int  # the point with the highest truth
     end: int  # from there on, the point with the highest proxy
     proxy: tuple[float, float, float]  # its change from peak to end, with its 95 % interval
-    gold: tuple[float, float, float]
-    found: bool  # the proxy's interval lies above zero and gold's below
+    truth: tuple[float, float, float]
+    found: bool  # the proxy's interval lies above zero and the truth's below
 
 
-def over_optimisation(proxy: np.ndarray, gold: np.ndarray) -> OverOptimisation:
-    """Whether gold falls from its peak while the proxy goes on rising (Gao, Schulman and Hilton 2022).
+def over_optimisation(proxy: np.ndarray, truth: np.ndarray) -> OverOptimisation:
+    """Whether the truth falls from its peak while the proxy goes on rising (Gao, Schulman and Hilton 2022).
 
-    proxy, gold: (points, prompts), of the answers to the same prompts at points of growing optimisation. The highest of
-    several noisy means is too high by chance, so peak and end are chosen on every other prompt, and the changes between
-    them are measured on the rest. Raises ValueError for shapes that differ or less than four prompts.
+    proxy, truth: (points, prompts), of the answers to the same prompts at points of growing optimisation. The highest
+    of several noisy means is too high by chance, so peak and end are chosen on every other prompt, and the changes
+    between them are measured on the rest. Raises ValueError for shapes that differ or less than four prompts.
     """
-    proxy, gold = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
-    if proxy.shape != gold.shape or proxy.ndim != 2 or proxy.shape[1] < 4:
+    proxy, truth = np.asarray(proxy, dtype=float), np.asarray(truth, dtype=float)
+    if proxy.shape != truth.shape or proxy.ndim != 2 or proxy.shape[1] < 4:
         raise ValueError(
-            f"proxy {proxy.shape} and gold {gold.shape} must be of the same points and four prompts or more."
+            f"proxy {proxy.shape} and truth {truth.shape} must be of the same points and four prompts or more."
         )
-    peak = int(gold[:, ::2].mean(axis=1).argmax())
+    peak = int(truth[:, ::2].mean(axis=1).argmax())
     end = peak + int(proxy[peak:, ::2].mean(axis=1).argmax())
-    changes = [paired_difference(curve[end, 1::2], curve[peak, 1::2]) for curve in (proxy, gold)]
+    changes = [paired_difference(curve[end, 1::2], curve[peak, 1::2]) for curve in (proxy, truth)]
     return OverOptimisation(peak, end, *changes, found=changes[0][1] > 0 and changes[1][2] < 0)

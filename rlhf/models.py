@@ -135,9 +135,12 @@ def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
     return model.to(device())
 
 
-def load_reward_model(profile: Profile) -> PreTrainedModel:
-    """The trained reward model, its adapter merged: one logit per text, higher is better."""
-    path = outputs.require_checkpoint(profile, "reward_model_final")
+def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel:
+    """The trained reward model, its adapter merged: one logit per text, higher is better.
+
+    `which` names another one than the run's own, which scripts/study.py trains.
+    """
+    path = outputs.require_checkpoint(profile, f"reward_model_{which}")
     return _merged(new_reward_model(profile, seed=0), path)
 
 

@@ -17,7 +17,7 @@ from rlhf.profiles import Profile, load_profile
 
 import nbformat
 from nbformat import NotebookNode
-from run_notebooks import ANSI, code_of, copy_of, find_notebooks, fingerprint, name_of, set_time
+from run_notebooks import ANSI, STUDY, code_of, copy_of, find_notebooks, fingerprint, name_of, set_time
 
 MAX_BYTES = 400_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
@@ -151,6 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for path in notebooks:
         tracked = nbformat.read(path, as_version=4)
+        if name_of(path) == STUDY and not copy_of(path, profile).exists():
+            print(f"{name_of(path)}: not executed (make study); it keeps its outputs")
+            continue
         reason = why_not(tracked, copy_of(path, profile), profile)
         if reason:
             problems.append(f"{name_of(path)}: {reason}")

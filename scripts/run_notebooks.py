@@ -2,7 +2,8 @@
 
 Executed copies go to outputs/notebooks/<profile>/; the tracked notebooks are not touched. A run resumes at
 the first notebook that has not finished; FORCE=1 starts over. Notebooks can be named by a part of their path:
-these are executed, finished or not, and all after them count as unfinished. Exit status: 0 done, 1 a notebook
+these are executed, finished or not, and all after them count as unfinished. The last notebook draws what `make study`
+measures and is executed only when it is named. Exit status: 0 done, 1 a notebook
 failed, 2 the run could not start, 130 interrupted.
 """
 
@@ -35,6 +36,7 @@ from nbformat import NotebookNode
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+STUDY = "03_ppo_alignment/4_overoptimisation"
 TIME_LINE = re.compile(r"^\*Time:.*$", re.MULTILINE)
 
 
@@ -119,12 +121,13 @@ def start_over(profile: Profile) -> None:
 
 
 def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Path]:
-    """The notebooks to execute: the named ones, or the first unfinished one and all after it."""
+    """The notebooks to execute: the named ones, or the first unfinished one and all after it but the study's."""
     if names:
         unknown = [name for name in names if not any(name in name_of(path) for path in notebooks)]
         if unknown:
             raise ValueError(f"no notebook matches {unknown[0]!r}; there are {', '.join(map(name_of, notebooks))}.")
         return [path for path in notebooks if any(name in name_of(path) for name in names)]
+    notebooks = [path for path in notebooks if name_of(path) != STUDY]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
 

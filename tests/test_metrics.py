@@ -300,7 +300,7 @@ def test_over_optimisation_is_found_where_gold_turns_and_the_proxy_goes_on():
     gold = np.array([0.0, 1.0, 0.8, 0.2, 0.0])[:, None] + noise[1]
     found = metrics.over_optimisation(proxy, gold)
     assert (found.peak, found.end, found.found) == (1, 3, True)
-    assert found.proxy[0] == pytest.approx(2, abs=0.05) and found.gold[0] == pytest.approx(-0.8, abs=0.05)
+    assert found.proxy[0] == pytest.approx(2, abs=0.05) and found.truth[0] == pytest.approx(-0.8, abs=0.05)
 
 
 def test_over_optimisation_is_not_claimed_where_both_rise_or_only_noise_differs():
