@@ -3,7 +3,9 @@
 And how a reward model is: by answers that no policy should be rewarded for.
 """
 
-from rlhf import generation, metrics, outputs, rewards
+from pathlib import Path
+
+from rlhf import generation, metrics, models, outputs, rewards
 from rlhf.data import drop_too_long, first_sentence, load_preferences
 from rlhf.generation import Answer
 from rlhf.lab import gold_table
@@ -103,6 +105,22 @@ def evaluate_answers(
         for prompt, reference, reply in zip(prompts, references, answers["beam"], strict=True)
     ]
     outputs.write_json(profile, f"predictions_{name}.json", predictions)
+
+
+def evaluate_published(profile: Profile, folder: Path, prompts: list[str], references: list[str]) -> pd.DataFrame:
+    """ROUGE (published decoding) and reward (sampled) of the policies of a published repository, by its reward model.
+
+    folder: laid out as the repository, with the adapter's base being the profile's model. Columns: model, metric, mean,
+    ci_low, ci_high, n. Raises FileNotFoundError for a stage that is missing.
+    """
+    reward = models.load_published_reward(folder, profile.model)
+    tables = []
+    for stage in ("sft_full_final", "ppo_aligned_final"):
+        model, tokenizer = models.load_published_policy(folder, stage)
+        texts = {name: [a.text for a in answer(profile, model, tokenizer, prompts, name)] for name in DECODINGS}
+        measured = metrics.rouge_per_example(texts["beam"], references) | {"reward": reward(prompts, texts["sample"])}
+        tables.append(metrics.summary_rows(f"published {stage}", measured))
+    return pd.concat(tables)
 
 
 def probe_rewards(profile: Profile, model, tokenizer, prompts: list[str], answers: list[str]) -> pd.DataFrame:

@@ -4,12 +4,14 @@ All of them share one tokenizer whose pad token is not its end-of-sequence token
 safetensors, for exact merging and scoring; training lowers the precision by autocast where the hardware has bfloat16.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf import hub, outputs
 from rlhf.lab import base_model
 from rlhf.profiles import Profile
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import (
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 PAD = "<|pad|>"
+PUBLISHED_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant: {response}"  # of nabeelshan/rlhf-gpt2-pipeline's reward model
 
 
 def device() -> torch.device:
@@ -159,6 +162,59 @@ def load_ppo(profile: Profile, which: str = "aligned") -> PreTrainedModel:
 def _policy(profile: Profile, path: Path) -> PreTrainedModel:
     options = {"dtype": torch.float32, "attn_implementation": attention(profile)}
     return AutoModelForCausalLM.from_pretrained(path, **options).to(device()).eval()
+
+
+def load_published_policy(folder: Path, stage: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A policy and its tokenizer out of a folder laid out as a published repository: <folder>/<stage>/.
+
+    Its tokenizer may pad with EOS, as published ones do; for decoding that is no harm. Raises FileNotFoundError where
+    the stage is missing.
+    """
+    path = _published(folder, stage)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    return model.to(device()).eval(), tokenizer
+
+
+def load_published_reward(
+    folder: Path, base: str, template: str = PUBLISHED_TEMPLATE
+) -> Callable[[list[str], list[str]], np.ndarray]:
+    """The reward function of a published repository's adapter, <folder>/reward_model_final/, on the base model `base`.
+
+    The adapter brings its score head. The template is the one that the adapter was trained on: scored on another text
+    its numbers mean little. Texts are scored one by one and cut to the context from the end, as published. Raises
+    FileNotFoundError where the adapter is missing.
+    """
+    path = _published(folder, "reward_model_final")
+    has_tokenizer = (path / "tokenizer_config.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base)
+    trunk = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, dtype=torch.float32, use_safetensors=True
+    )
+    model = PeftModel.from_pretrained(trunk, path).merge_and_unload().to(device()).eval()
+    context = model.config.max_position_embeddings
+
+    @torch.no_grad()
+    def reward(prompts: list[str], responses: list[str]) -> np.ndarray:
+        scores = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            text = template.format(prompt=prompt, response=response)
+            ids = tokenizer(text, truncation=True, max_length=context, return_tensors="pt")["input_ids"]
+            hidden = getattr(model, model.base_model_prefix)(input_ids=ids.to(model.device)).last_hidden_state
+            scores.append(model.score(hidden[0, -1]).item())  # by hand: with pad = EOS, the class would look for it
+        return np.array(scores)
+
+    return reward
+
+
+def _published(folder: Path, stage: str) -> Path:
+    path = Path(folder) / stage
+    if not path.is_dir():
+        found = ", ".join(sorted(p.name for p in Path(folder).iterdir() if p.is_dir())) or "no folder"
+        raise FileNotFoundError(f"{outputs.show(folder)} has no {stage} (found: {found}); give one that has it.")
+    return path
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

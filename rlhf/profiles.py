@@ -102,6 +102,7 @@ class Profile:
     reward: RewardSettings
     decoding: DecodingSettings
     lab: LabSettings | None = None  # only where model and dataset are the project's own
+    published: str | None = None  # Hub name or local folder of checkpoints of others that are evaluated beside ours
 
 
 LAB = Profile(
@@ -214,12 +215,14 @@ GPT2 = Profile(
         lora=LoraSettings(r=8, alpha=32, dropout=0.1, targets=("c_attn", "c_proj")),
     ),
     decoding=DecodingSettings(batch_size=64, max_new_tokens=150),
+    published="nabeelshan/rlhf-gpt2-pipeline",
 )
 
 LARGER = dataclasses.replace(
     GPT2,
     name="larger",
     model="openai-community/gpt2-medium",
+    published=None,  # their adapter is one of GPT-2
     sft=dataclasses.replace(GPT2.sft, lora=dataclasses.replace(GPT2.sft.lora, targets="all-linear")),
     reward=dataclasses.replace(GPT2.reward, lora=dataclasses.replace(GPT2.reward.lora, targets="all-linear")),
 )
@@ -240,23 +243,24 @@ def _whole_number(variable: str, least: int) -> int | None:
 def load_profile(name: str | None = None) -> Profile:
     """The profile called `name`, or that of RLHF_PROFILE, or `gpt2` with a CUDA device and `lab` without one.
 
-    RLHF_MODEL and RLHF_DATASET (a Hub name or a local path) replace the model and the data of the profiles that
-    train on real data; RLHF_MAX_STEPS, RLHF_SEED and RLHF_THREADS replace those settings of any profile.
-    Raises ValueError for an unknown profile, a number that is none, or a local path that does not exist.
+    RLHF_MODEL, RLHF_DATASET and RLHF_PUBLISHED (a Hub name or a local path) replace the model, the data and the
+    published checkpoints of the profiles that train on real data; RLHF_MAX_STEPS, RLHF_SEED and RLHF_THREADS replace
+    those settings of any profile. Raises ValueError for an unknown profile, a number that is none, or a local path that
+    does not exist.
     """
     name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if torch.cuda.is_available() else "lab")
     if name not in _BY_NAME:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)} (RLHF_PROFILE=lab make run).")
     profile = _BY_NAME[name]
     changes = {}
-    for field in ("model", "dataset"):
+    for field in ("model", "dataset", "published"):
         variable = f"RLHF_{field.upper()}"
         value = os.environ.get(variable, "").strip()
         if not value:
             continue
         if profile.lab:
             raise ValueError(
-                f"{variable}={value!r} is set, but the {name} profile makes its own {field}; "
+                f"{variable}={value!r} is set, but the {name} profile has its own world, with no place for it; "
                 f"unset it or choose RLHF_PROFILE=gpt2."
             )
         if _looks_local(value) and not os.path.exists(value):

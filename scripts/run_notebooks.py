@@ -167,8 +167,14 @@ def describe_run(profile: Profile, root: Path) -> dict:
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git": git_state(root),
-        "settings": dataclasses.asdict(profile) | {"model": shown(profile.model), "dataset": shown(profile.dataset)},
+        "settings": dataclasses.asdict(profile)
+        | {field: value and shown(value) for field, value in local_paths(profile).items()},
     }
+
+
+def local_paths(profile: Profile) -> dict[str, str | None]:
+    """The settings that may be a path on this machine."""
+    return {field: getattr(profile, field) for field in ("model", "dataset", "published")}
 
 
 def shown(name: str) -> str:
@@ -196,7 +202,7 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
             "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         }
     else:  # a path relative to the caller's folder is absolute in the profile
-        environment |= {"RLHF_MODEL": profile.model, "RLHF_DATASET": profile.dataset}
+        environment |= {f"RLHF_{field.upper()}": value or "" for field, value in local_paths(profile).items()}
     return environment
 
 

@@ -22,7 +22,9 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 CONTEXT = 128
 
 
-SETTINGS = tuple(f"RLHF_{name}" for name in ("PROFILE", "MODEL", "DATASET", "MAX_STEPS", "SEED", "OUTPUTS"))
+SETTINGS = tuple(
+    f"RLHF_{name}" for name in ("PROFILE", "MODEL", "DATASET", "PUBLISHED", "MAX_STEPS", "SEED", "OUTPUTS")
+)
 
 
 @pytest.fixture(autouse=True)

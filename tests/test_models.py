@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import shutil
 
-from rlhf import models, outputs
+from rlhf import evaluation, generation, models, outputs
 from rlhf.profiles import load_profile
 from rlhf.rewards import score
 
@@ -339,3 +340,62 @@ def test_bf16_is_not_used_where_the_processor_only_emulates_it(monkeypatch):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
         assert models.use_bf16() is expected
+
+
+@pytest.fixture
+def published(tmp_path, policy, tokenizer):
+    """A folder laid out as a published repository, its base, and its reward adapter; tiny, and padded with EOS."""
+    tokenizer.pad_token = tokenizer.eos_token
+    for name in ("base", "repository/sft_full_final", "repository/ppo_aligned_final"):
+        policy.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    trunk = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    adapter = get_peft_model(trunk, LoraConfig(r=4, target_modules=["c_attn"], task_type="SEQ_CLS"))
+    for parameter in adapter.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapter.save_pretrained(tmp_path / "repository" / "reward_model_final")
+    return tmp_path / "repository", tmp_path / "base", adapter.eval()
+
+
+def test_published_policy_answers_although_it_pads_with_eos(published):
+    folder, _, _ = published
+    model, tokenizer = models.load_published_policy(folder, "sft_full_final")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    alone = generation.generate(model, tokenizer, ["Why?"], max_new_tokens=5, batch_size=1)
+    both = generation.generate(
+        model, tokenizer, ["Why?", "How do I grill rose bushes?"], max_new_tokens=5, batch_size=2
+    )
+    assert both[0] == alone[0]
+
+
+def test_published_reward_is_that_of_the_adapter_with_its_head_on_its_own_template(published, tokenizer):
+    folder, base, adapter = published
+    reward = models.load_published_reward(folder, str(base))
+    given = reward(["Why?", "How do I grill?"], ["It is hot.", "Heat it. Then wait."])
+    texts = ["\n\nHuman: Why?\n\nAssistant: It is hot.", "\n\nHuman: How do I grill?\n\nAssistant: Heat it. Then wait."]
+    for value, text in zip(given, texts, strict=True):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        hidden = adapter.base_model.model.transformer(ids).last_hidden_state[0, -1]
+        assert value == pytest.approx(adapter.base_model.model.score(hidden).item(), abs=1e-5)
+    assert given[0] != given[1]
+
+
+@pytest.mark.parametrize("stage", ["sft_full_final", "reward_model_final"])
+def test_stage_that_a_published_folder_lacks_is_named(published, stage):
+    folder, base, _ = published
+    shutil.rmtree(folder / stage)
+    with pytest.raises(FileNotFoundError, match=rf"has no {stage} \(found: .*ppo_aligned_final"):
+        if stage == "reward_model_final":
+            models.load_published_reward(folder, str(base))
+        else:
+            models.load_published_policy(folder, stage)
+
+
+def test_published_checkpoints_are_evaluated_by_rouge_and_their_own_reward(published, profile):
+    folder, base, _ = published
+    profile = dataclasses.replace(profile, model=str(base))
+    table = evaluation.evaluate_published(profile, folder, ["Why?", "How?"], ["Because.", "By hand."])
+    assert table.model.unique().tolist() == ["published sft_full_final", "published ppo_aligned_final"]
+    assert table.metric.unique().tolist() == ["rouge1", "rouge2", "rougeL", "reward"]
+    assert table["mean"].notna().all() and (table.n == 2).all()

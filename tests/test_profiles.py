@@ -86,13 +86,13 @@ def test_numbers_of_the_environment_replace_those_settings_and_no_other(monkeypa
 
 def test_empty_variables_count_as_unset(monkeypatch):
     before = load_profile("gpt2")
-    for field in ("MODEL", "DATASET", "MAX_STEPS", "SEED"):
+    for field in ("MODEL", "DATASET", "PUBLISHED", "MAX_STEPS", "SEED"):
         monkeypatch.setenv(f"RLHF_{field}", " ")
     assert load_profile("gpt2") == before
 
 
 @pytest.mark.parametrize("name", ["smoke", "lab"])
-@pytest.mark.parametrize("field", ["MODEL", "DATASET"])
+@pytest.mark.parametrize("field", ["MODEL", "DATASET", "PUBLISHED"])
 def test_profile_that_makes_its_own_model_and_data_refuses_others(monkeypatch, name, field):
     monkeypatch.setenv(f"RLHF_{field}", "openai-community/gpt2")
     with pytest.raises(ValueError, match=rf"RLHF_{field}.*{name}.*RLHF_PROFILE=gpt2"):
@@ -100,7 +100,7 @@ def test_profile_that_makes_its_own_model_and_data_refuses_others(monkeypatch, n
 
 
 @pytest.mark.parametrize("value", ["./missing", "/no/such/folder", "data/missing.jsonl", "missing.csv", "a/b/c", "~/x"])
-@pytest.mark.parametrize("field", ["MODEL", "DATASET"])
+@pytest.mark.parametrize("field", ["MODEL", "DATASET", "PUBLISHED"])
 def test_missing_local_path_is_refused_by_name(monkeypatch, field, value):
     monkeypatch.setenv(f"RLHF_{field}", value)
     with pytest.raises(ValueError, match=f"RLHF_{field}='{value}'.*no such file"):
