@@ -201,6 +201,7 @@ class Settings:
     learning_rate: float
     temperature: float = 1.0
     value_learning_rate: float | None = None  # of what learns the values beside the policy; None: the same
+    adam_epsilon: float = 1e-8  # in units of the gradient: what it exceeds moves a weight less than at the full rate
     warmup_updates: int = 0
     kl_coef: float = 0.05
     kl_target: float | None = None  # nats per response; with one, kl_coef is only the start (AdaptiveKL)
@@ -289,7 +290,8 @@ class PPOTrainer:
         groups = [[p for p in module.parameters() if p.requires_grad] for module in (policy, self.value_module)]
         self.parameters = [p for group in groups for p in group]
         self.rates = (settings.learning_rate, settings.value_learning_rate or settings.learning_rate)
-        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.0)
+        groups = [{"params": group} for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=0.0)
         self.kl = FixedKL(settings.kl_coef)
         if settings.kl_target is not None:
             self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)

@@ -25,13 +25,17 @@ _LAB = Settings(
     temperature=LAB.decoding.temperature,
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
     learning_rate=2e-4,
+    # Adam gives each weight the same speed however small its gradient, and most gradients of PPO are noise: at 1e-8 all
+    # weights drift at once. About the size of the gradients, it lets only what rises above them move; in trials that
+    # gave the same gain of reward for less than half of the KL.
+    adam_epsilon=1e-3,
     # The head of ppo.py is one new layer that starts at zero: at the policy's rate it would hardly move. TRL has one
     # rate for both.
     value_learning_rate=1e-3,
     # The value function starts with no idea of the returns; let it learn some before the policy moves at full speed.
     warmup_updates=4,
     # In standard deviations of the reward over SFT answers: the reward model is only right near its data.
-    kl_coef=0.3,
+    kl_coef=0.1,
     # Far more than a run needs: beyond it the reward model judges what it has never seen, and more updates are wasted.
     kl_ceiling=30.0,
     # As in Schulman et al. 2017.
@@ -63,6 +67,7 @@ _SETTINGS = {
         mini_batches=1,
         epochs=4,
         learning_rate=1.41e-5,
+        adam_epsilon=1e-5,  # of OpenAI's baselines, as in Huang et al. 2024
         value_learning_rate=1e-4,
         warmup_updates=10,
         kl_coef=0.05,

@@ -77,6 +77,7 @@ def make_trainer(
         stop_token="eos",
         missing_eos_penalty=settings.missing_eos_penalty,
         learning_rate=settings.learning_rate,
+        adam_epsilon=settings.adam_epsilon,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=settings.warmup_updates,
         kl_coef=settings.kl_coef,

@@ -33,6 +33,7 @@ SERIES = {
     "sft_full": (BLUE, "D", "full SFT"),
     "ppo": (VERMILION, "^", "PPO (TRL)"),
     "ppo_scratch": (ORANGE, "v", "PPO (scratch)"),
+    "ppo_half": (GREEN, "P", "PPO (half the pairs)"),
     "lora": (GREEN, "P", "LoRA"),
     "qlora": (SKY, "s", "QLoRA"),
     "full": (BLUE, "D", "full"),
@@ -851,8 +852,8 @@ def relevance(frame: pd.DataFrame) -> Figure:
     accuracies = [m for m in dict.fromkeys(frame.metric) if m.startswith("accuracy")]
     changes = [m for m in ("relevance", "gold") if m in set(frame.metric)] or ["reward"]
     names = [m.removeprefix("accuracy").strip().replace("_", " ") or "all test pairs" for m in accuracies]
-    title = "What the reward model sees, and what PPO makes of it (each point a seed, 95 % intervals)"
-    height = 1.6 + 0.6 * max(len(accuracies), len(changes))
+    title = "What the reward model sees, and what PPO makes of it (one point per seed)"
+    height = 1.6 + 0.7 * max(len(accuracies), len(changes))
     figure, (left, right) = _figure(title, height, 1, 2)
     series = _series(frame.reward_model)
     seeds = sorted(frame.seed.unique())

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 from rlhf import data, evaluation, generation, metrics, models, outputs, rewards
 from rlhf.generation import Answer
@@ -37,9 +36,9 @@ from prepare_data import training_prompts  # noqa: E402
 from train_reward import make_trainer  # noqa: E402
 
 SHARES = {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2}  # of the training pairs, each a part of the next
-KL_PRICES = (1.0, 0.3, 0.0)  # times the kl_coef of the run
-LONGER = 5  # times the updates of the run
-POINTS = 10  # of each curve, beside its start
+KL_PRICES = (3.0, 1.0, 0.0)  # times the kl_coef of the run
+LONGER, FASTER = 3, 3  # times the updates and the learning rate of the run
+POINTS = 9  # of each curve, beside its start
 CANDIDATES, ASKED = 64, 100  # best of n: answers to each prompt, and prompts
 CHOICES = (1, 2, 4, 8, 16, 32, 64)  # n
 RELEVANCE = ("off_topic", "wrong_object", "wrong_action")  # kinds of error that only the prompt shows
@@ -101,17 +100,16 @@ class Study:
         self.train_reward_model("half", self.part_of_pairs(1 / 2))
         self.train_reward_model("judge", self.part_of_pairs(1 / 2, skip=1 / 2), other_seed=1000)
 
-    def train_policy(self, proxy: "Proxy", price: float = 1.0, longer: int = 1, at: Callable | None = None):
-        """PPO from SFT with the run's settings, its KL price and updates multiplied; at(update, policy) sees each."""
-        updates = self.settings.updates * (1 if self.profile.max_steps else longer)
-        settings = dataclasses.replace(self.settings, kl_coef=price * self.settings.kl_coef, updates=updates)
+    def train_policy(self, proxy: "Proxy", **changes):
+        """PPO from SFT with the run's settings and `changes` of them."""
+        trainer = self.ppo_trainer(proxy, **changes)
+        trainer.train()
+        return trainer.policy
+
+    def ppo_trainer(self, proxy: "Proxy", **changes) -> ppo.PPOTrainer:
+        settings = dataclasses.replace(self.settings, **changes)
         policy = models.load_sft(self.profile)
-        trainer = ppo.PPOTrainer(policy, self.sft, proxy.reward, self.tokenizer, self.questions, settings)
-        for update in range(1, updates + 1):
-            trainer.step()
-            if at:
-                at(update, policy)
-        return policy.eval()
+        return ppo.PPOTrainer(policy, self.sft, proxy.reward, self.tokenizer, self.questions, settings)
 
 
 class Proxy:
@@ -283,18 +281,19 @@ def optimisation(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def policy_curve(study: Study, proxy: Proxy, second: Proxy, price: float, setting: str) -> Curve:
-    """The curve of a policy along PPO, POINTS points beside its start, which is SFT."""
+    """The curve of a policy along PPO, pushed LONGER and FASTER: POINTS points beside its start, which is SFT."""
     curve = Curve(study, "ppo", setting)
-
-    def add(update: int, policy) -> None:
-        if update % max(1, study.settings.updates * LONGER // POINTS) and not study.profile.max_steps:
-            return
-        answers = study.answer(policy) if update else study.sft_answers
-        kl = study.kl(policy, answers).mean()
-        curve.add(update, kl, proxy=proxy(answers), judge=second(answers), gold=study.gold(answers))
-
-    add(0, study.sft)
-    study.train_policy(proxy, price, LONGER, add)
+    settings = study.settings
+    updates = settings.updates * (1 if study.profile.max_steps else LONGER)
+    changes = {"kl_coef": price * settings.kl_coef, "learning_rate": FASTER * settings.learning_rate}
+    trainer = study.ppo_trainer(proxy, updates=updates, **changes)
+    for update in range(updates + 1):
+        if update:
+            trainer.step()
+        if update % max(1, updates // POINTS) == 0:
+            answers = study.answer(trainer.policy) if update else study.sft_answers
+            kl = study.kl(trainer.policy, answers).mean()
+            curve.add(update, kl, proxy=proxy(answers), judge=second(answers), gold=study.gold(answers))
     return curve
 
 

@@ -102,6 +102,12 @@ def example_frames() -> dict[str, tuple]:
         "paired": (paired_frame(random),),
         "reward_against_gold": (proxy_frame(random),),
         "reward_probes": (probe_frame(random),),
+        "overoptimisation": study_frames(random),
+        "best_of_n": study_frames(random)[:1],
+        "relevance": (relevance_frame(random),),
+        "data_size": (data_size_frame(random), ("off_topic", "wrong_object")),
+        "judges": (judge_frame(random),),
+        "frontier": (frontier_frame(random),),
     }
 
 
@@ -230,6 +236,67 @@ def paired_frame(random) -> pd.DataFrame:
             rows.append((model, against, metric, difference, *interval, 300))
     columns = ["model", "against", "metric", "difference", "ci_low", "ci_high", "n"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def study_frames(random) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """overoptimisation.csv and turning_points.csv of two seeds: gold turns down at update 12 where KL is cheap."""
+    rows, turns = [], []
+    for seed in (0, 1):
+        for price, setting in ((1, "kl_coef 0.3, all pairs"), (9, "kl_coef 0, all pairs")):
+            for x in range(0, 61, 6):
+                gold = 2.8 + 0.06 * x - 0.0025 * price * max(0, x - 12)
+                noise = random.normal(0, 0.05, 3)
+                row = (x, price * x / 10, 0.02 * x + noise[0], 0.015 * x + noise[1], gold + noise[2], 2.1)
+                rows.append((seed, "ppo", setting, *row))
+            turns.append((seed, "ppo", setting, "gold", 12, 60, price > 1))
+        for n in (1, 2, 4, 8, 16, 32, 64):
+            rows.append((seed, "best_of_n", "all pairs", n, np.log(n), np.log2(n) / 3, np.log2(n) / 4, 3 + n / 64, 2.1))
+    columns = ["seed", "method", "setting", "x", "kl", "proxy", "judge", "gold", "gold_unit"]
+    turn_columns = ["seed", "method", "setting", "by", "peak_x", "end_x", "found"]
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(turns, columns=turn_columns)
+
+
+def relevance_frame(random) -> pd.DataFrame:
+    rows = []
+    for seed in (0, 1, 2):
+        for model, level in (("blind", 0.5), ("seeing", 0.95)):
+            values = {"accuracy": level - 0.1, "accuracy off_topic": level, "accuracy wrong_object": level}
+            values |= {"reward": 0.5, "gold": level - 0.4, "relevance": level / 4}
+            for metric, value in values.items():
+                mean = value + random.normal(0, 0.02)
+                rows.append((seed, model, metric, mean, mean - 0.1, mean + 0.1))
+    return pd.DataFrame(rows, columns=["seed", "reward_model", "metric", "mean", "ci_low", "ci_high"])
+
+
+def data_size_frame(random) -> pd.DataFrame:
+    rows = [
+        (seed, pairs, name, 0.6 + 0.1 * i + random.normal(0, 0.01))
+        for seed in (0, 1)
+        for i, pairs in enumerate((1000, 2000, 4000, 8000))
+        for name in ("all", "off_topic", "wrong_object", "repetitive")
+    ]
+    return pd.DataFrame(rows, columns=["seed", "pairs", "slice", "accuracy"])
+
+
+def judge_frame(random) -> pd.DataFrame:
+    rows = [
+        (seed, model, metric, random.uniform(0.2, 0.8))
+        for seed in (0, 1)
+        for model in ("base", "ppo", "ppo_half")
+        for metric in ("win_by_proxy", "win_by_judge", "win_by_gold", "judge_agrees")
+    ]
+    return pd.DataFrame(rows, columns=["seed", "model", "metric", "mean"])
+
+
+def frontier_frame(random) -> pd.DataFrame:
+    kl = {"base": 35, "sft_full": 0, "ppo": 2, "best of 4": 0.6, "best of 16": 1.8, "best of 64": 3.2}
+    rows = [
+        (seed, model, metric, value + random.normal(0, 0.02))
+        for seed in (0, 1)
+        for model, distance in kl.items()
+        for metric, value in (("kl_from_sft", distance + 0.1), ("reward", distance / 4), ("gold", 3 - distance / 9))
+    ]
+    return pd.DataFrame(rows, columns=["seed", "model", "metric", "mean"])
 
 
 def probe_frame(random) -> pd.DataFrame:
@@ -650,3 +717,48 @@ def test_a_notebook_shows_a_figure_once_where_it_is_the_value_of_a_cell():
     images = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells]
     assert images == [1, 0, 1, 1]
     assert [len(cell.outputs) for cell in notebook.cells] == images
+
+
+def lines(axes) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_ydata() for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_overoptimisation_shows_gold_in_deviations_from_sft_and_marks_the_turns_that_were_found():
+    frame, turns = EXAMPLES["overoptimisation"]
+    cheap = panels(example("overoptimisation"))[1]
+    rows = frame[frame.setting == "kl_coef 0, all pairs"]
+    first = rows[rows.seed == 0]
+    scored = [(r.gold - r.gold.iloc[0]) / 2.1 for _, r in rows.groupby("seed")]
+    np.testing.assert_allclose(lines(cheap)["gold score"], np.mean(scored, axis=0))
+    marks = [line for line in cheap.lines if line.get_marker() == "v"]
+    assert len(marks) == turns[turns.setting == "kl_coef 0, all pairs"].found.sum() == 2
+    assert marks[0].get_xdata()[0] == pytest.approx(np.sqrt(first[first.x == 12].kl.item()))
+    assert not [line for line in panels(example("overoptimisation"))[0].lines if line.get_marker() == "v"]
+
+
+def test_best_of_n_starts_every_curve_at_zero():
+    (axes, *_) = panels(example("best_of_n"))
+    assert {name: y[0] for name, y in lines(axes).items()} == pytest.approx(
+        {"proxy reward": 0, "second judge": 0, "gold score": 0}
+    )
+
+
+def test_curves_without_a_gold_score_leave_it_out():
+    frame, turns = EXAMPLES["overoptimisation"]
+    shown = panels(draw("overoptimisation", frame.assign(gold=np.nan, gold_unit=np.nan), turns[:0]))
+    assert list(lines(shown[0])) == ["proxy reward", "second judge"]
+
+
+def test_data_size_shows_the_mean_of_the_seeds_for_the_slices_that_are_asked_for():
+    frame = EXAMPLES["data_size"][0]
+    shown = lines(panels(example("data_size"))[0])
+    assert list(shown) == ["all test pairs", "off topic", "wrong object"]
+    means = frame[frame.slice == "off_topic"].groupby("pairs").accuracy.mean()
+    np.testing.assert_allclose(shown["off topic"], means)
+
+
+def test_frontier_joins_the_best_of_n_of_a_seed_in_the_order_of_their_distance():
+    reward = panels(example("frontier"))[0]
+    joined = [line for line in reward.lines if line.get_marker() == "P"]
+    assert [len(line.get_xdata()) for line in joined] == [3, 3]
+    assert all(np.diff(line.get_xdata()).min() > 0 for line in joined)
