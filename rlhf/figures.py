@@ -868,9 +868,11 @@ def relevance(frame: pd.DataFrame) -> Figure:
     left.axvline(0.5, color=BLACK, linewidth=0.8, linestyle=":", zorder=1.5)
     _zero_line(right)
     _rows_of(left, names, "kind of error")
-    _rows_of(right, [f"{m} score" if m == "gold" else m for m in changes], "")
+    _rows_of(right, [f"{m} score" if m == "gold" else m for m in changes], "measure")
+    for axes in (left, right):
+        _ticks(axes.xaxis, 3)
     _label(left, "share right (dotted: chance)", "kind of error", "reward model on test pairs")
-    _label(right, "points of gold score", "", "PPO minus SFT")
+    _label(right, "points of gold score" if "gold" in changes else "SFT's deviations", "measure", "PPO minus SFT")
     _legend(figure)
     return figure
 
@@ -929,6 +931,7 @@ def frontier(frame: pd.DataFrame) -> Figure:
     """
     _check("frontier", frame, ["model", "seed", "metric", "mean"])
     wide = frame.pivot_table(index=["model", "seed"], columns="metric", values="mean").reset_index()
+    _check("frontier", wide, ["kl_from_sft", "reward"])
     panels = {"reward": "proxy reward (SFT's deviations)", "gold": "gold score (points)"}
     panels = {metric: label for metric, label in panels.items() if metric in wide}
     figure, grid = _figure("Reward and truth against the distance from SFT", 3.9, 1, len(panels))

@@ -416,7 +416,7 @@ def test_png_is_small_and_the_same_each_time(name):
 def test_empty_frame_raises_an_error_that_names_the_figure(name):
     arguments = EXAMPLES[name]
     for i, value in enumerate(arguments):
-        if isinstance(value, pd.DataFrame):
+        if isinstance(value, pd.DataFrame) and (name, i) != ("overoptimisation", 1):  # where nothing has turned
             with pytest.raises(ValueError, match=f"figure {name}: .*no rows"):
                 draw(name, *arguments[:i], value.head(0), *arguments[i + 1 :])
 
@@ -443,6 +443,10 @@ def test_frame_is_not_changed(name):
 def test_the_shortest_run_can_be_drawn(name):
     if name == "gold_parts":  # its first row is the whole gold score, which is no part
         arguments = (EXAMPLES[name][0].tail(1),)
+    elif name == "best_of_n":  # its first row is one of PPO
+        arguments = (EXAMPLES[name][0].query("method == 'best_of_n'").head(1),)
+    elif name == "frontier":  # one model has a row for each metric
+        arguments = (EXAMPLES[name][0].head(3),)
     else:
         arguments = with_rows(EXAMPLES[name], lambda frame: frame.head(1))
     figure = draw(name, *arguments)
