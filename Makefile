@@ -2,12 +2,13 @@
 #
 # Settings may stand on the command line or in the environment:
 #   make run RLHF_PROFILE=gpt2 RLHF_MODEL=... RLHF_DATASET=... RLHF_MAX_STEPS=... FORCE=1
+#   make run FROM=hub:user/name    takes published checkpoints and runs the evaluation on them
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run seeds study render results lab test lint
+.PHONY: help setup run seeds study render results publish lab test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -32,6 +33,9 @@ render: $(INSTALLED)  ## run the lab profile and put its outputs into the tracke
 
 results: $(INSTALLED)  ## print the results table of the README from the CSVs
 	@$(VENV)/bin/python scripts/results_table.py
+
+publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOAD=1 uploads, PUBLIC=1 for everyone)
+	@$(VENV)/bin/python -m rlhf.hub publish "$(REPO)" $(if $(UPLOAD),--upload) $(if $(PUBLIC),--public)
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab

@@ -107,6 +107,14 @@ def evaluate_answers(
     outputs.write_json(profile, f"predictions_{name}.json", predictions)
 
 
+def evaluated_before(profile: Profile) -> set[str]:
+    """The models that have rows in rouge.csv."""
+    try:
+        return set(outputs.read_csv(profile, "rouge.csv").model)
+    except FileNotFoundError:
+        return set()
+
+
 def evaluate_published(profile: Profile, folder: Path, prompts: list[str], references: list[str]) -> pd.DataFrame:
     """ROUGE (published decoding) and reward (sampled) of the policies of a published repository, by its reward model.
 

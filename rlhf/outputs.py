@@ -61,6 +61,11 @@ def show(path) -> str:
     return path.name
 
 
+def show_name(name: str) -> str:
+    """A Hub name as it is; a local path as `show` gives it."""
+    return show(name) if Path(name).exists() else name
+
+
 def check_writable(profile) -> None:
     """Raise PermissionError, naming the folder, unless every output folder of the profile can be written."""
     for folder in (

@@ -3,8 +3,8 @@
 Executed copies go to outputs/notebooks/<profile>/; the tracked notebooks are not touched. A run resumes at
 the first notebook that has not finished; FORCE=1 starts over. Notebooks can be named by a part of their path:
 these are executed, finished or not, and all after them count as unfinished. The last notebook draws what `make study`
-measures and is executed only when it is named. Exit status: 0 done, 1 a notebook
-failed, 2 the run could not start, 130 interrupted.
+measures and is executed only when it is named. FROM=hub:user/name[@revision] takes the checkpoints from there and
+executes the evaluation alone. Exit status: 0 done, 1 a notebook failed, 2 the run could not start, 130 interrupted.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from rlhf import outputs
+from rlhf import hub, outputs
 from rlhf.profiles import Profile, load_profile, set_up
 
 import nbformat
@@ -36,7 +36,7 @@ from nbformat import NotebookNode
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-STUDY = "03_ppo_alignment/4_overoptimisation"
+EVALUATION, STUDY = "03_ppo_alignment/3_evaluation", "03_ppo_alignment/4_overoptimisation"
 TIME_LINE = re.compile(r"^\*Time:.*$", re.MULTILINE)
 
 
@@ -132,6 +132,16 @@ def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Pa
     return notebooks[first:]
 
 
+def pull(profile: Profile, source: str) -> None:
+    """Take the checkpoints from hub:user/name or hub:user/name@revision. Raises ValueError for anything else."""
+    kind, _, name = source.partition(":")
+    name, _, revision = name.partition("@")
+    if kind != "hub" or not name:
+        raise ValueError(f"FROM={source!r} is not of the form hub:user/name or hub:user/name@revision.")
+    stages = hub.pull(profile, name, revision or None)
+    print(f"Pulled from {outputs.show_name(name)}: {', '.join(stages)}.")
+
+
 def device() -> str:
     """Where the run computes, in a reader's words."""
     if torch.cuda.is_available():
@@ -168,18 +178,13 @@ def describe_run(profile: Profile, root: Path) -> dict:
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git": git_state(root),
         "settings": dataclasses.asdict(profile)
-        | {field: value and shown(value) for field, value in local_paths(profile).items()},
+        | {field: value and outputs.show_name(value) for field, value in local_paths(profile).items()},
     }
 
 
 def local_paths(profile: Profile) -> dict[str, str | None]:
     """The settings that may be a path on this machine."""
     return {field: getattr(profile, field) for field in ("model", "dataset", "published")}
-
-
-def shown(name: str) -> str:
-    """A Hub name as it is; a local path without the folders of this machine."""
-    return outputs.show(name) if Path(name).exists() else name
 
 
 def kernel_environment(profile: Profile) -> dict[str, str]:
@@ -379,6 +384,9 @@ def main(arguments: list[str] | None = None) -> int:
             start_over(profile)
             set_up(profile)
         check_settings(profile)
+        if pulled := os.environ.get("FROM", "").strip():
+            options.names = [EVALUATION]
+            pull(profile, pulled)
         chosen = choose(notebooks, profile, options.names)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
