@@ -164,3 +164,28 @@ def run_python(code: str, **environment: str) -> str:
 def with_lab(profile: Profile, **settings) -> Profile:
     """The profile with other settings of its lab world."""
     return dataclasses.replace(profile, lab=dataclasses.replace(profile.lab, **settings))
+
+
+def run_script(folder: Path, script: str, *arguments: str, **environment: str) -> str:
+    """The printed output of a script at the smoke profile, its outputs going to `folder`, in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"FORCE", "FROM", *SETTINGS}}
+    environment = kept | {"RLHF_PROFILE": "smoke", "RLHF_OUTPUTS": str(folder)} | environment
+    command = [sys.executable, outputs.ROOT / "scripts" / script, *arguments]
+    done = subprocess.run(command, cwd=outputs.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, f"the smoke run of {script} stopped:\n{text[-6000:]}"
+    return text
+
+
+def run_all_notebooks(folder: Path) -> Path:
+    print(run_script(folder, "run_notebooks.py"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """The outputs of one run of all notebooks at the smoke profile, and of the study of this one seed."""
+    folder = run_all_notebooks(tmp_path_factory.mktemp("smoke") / "outputs")
+    run_script(folder, "study.py", "0")
+    run_script(folder, "run_notebooks.py", "4_overoptimisation")
+    return folder

@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         asked = json.loads(self.body)
         repo = f"{asked.get('organization') or 'user'}/{asked['name']}"
-        self.hub.private.setdefault(repo, asked.get("private"))
+        self.hub.private.setdefault(repo, asked.get("visibility") == "private" or asked.get("private"))
         self.hub.commits.setdefault(repo, {})
         self.hub.branches.setdefault(repo, {})
         if "main" not in self.hub.branches[repo]:
@@ -159,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
         oid = self.hub.commit(repo, files)
-        self.answer({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "hookOutput": ""})
+        self.answer(
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "hookOutput": ""}
+        )
 
     def info(self, repo: str, revision: str = "main") -> None:
         if repo not in self.hub.commits:
@@ -168,7 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
         if oid not in self.hub.commits[repo]:
             return self.missing("RevisionNotFound")
         siblings = [{"rfilename": name} for name in sorted(self.hub.commits[repo][oid])]
-        return self.answer({"id": repo, "modelId": repo, "sha": oid, "siblings": siblings, "private": False, "tags": []})
+        return self.answer(
+            {"id": repo, "modelId": repo, "sha": oid, "siblings": siblings, "private": False, "tags": []}
+        )
 
     def tree(self, repo: str, revision: str) -> None:
         if repo not in self.hub.commits:

@@ -1,8 +1,5 @@
 """Every notebook runs to its end at the smoke profile and writes what others read."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from rlhf import outputs
@@ -11,6 +8,7 @@ from rlhf.evaluation import MODELS
 import pandas as pd
 import pytest
 import study
+from conftest import run_all_notebooks
 from run_notebooks import find_notebooks, name_of
 
 # What each notebook must leave behind: a kind of output and a name in the profile's folder of it.
@@ -108,32 +106,6 @@ WRITES = {
     ],
 }
 pytestmark = pytest.mark.slow
-
-
-def run_script(folder: Path, script: str, *arguments: str) -> None:
-    """Run a script at the smoke profile, its outputs going to `folder`, in a process of its own."""
-    dropped = {"FORCE", "RLHF_MODEL", "RLHF_DATASET", "RLHF_PUBLISHED", "RLHF_MAX_STEPS", "RLHF_SEED"}
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    environment |= {"RLHF_PROFILE": "smoke", "RLHF_OUTPUTS": str(folder)}
-    command = [sys.executable, outputs.ROOT / "scripts" / script, *arguments]
-    done = subprocess.run(command, cwd=outputs.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    text = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, f"the smoke run of {script} stopped:\n{text[-6000:]}"
-    print(text)
-
-
-def run_all_notebooks(folder: Path) -> Path:
-    run_script(folder, "run_notebooks.py")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory) -> Path:
-    """The outputs of one run of all notebooks at the smoke profile, and of the study of this one seed."""
-    folder = run_all_notebooks(tmp_path_factory.mktemp("smoke") / "outputs")
-    run_script(folder, "study.py", "0")
-    run_script(folder, "run_notebooks.py", "4_overoptimisation")
-    return folder
 
 
 def place(folder: Path, name: str) -> Path:

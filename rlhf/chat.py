@@ -1,0 +1,185 @@
+"""A terminal chat with the policies of a run.
+
+python -m rlhf.chat                       # talk to the aligned policy; /help lists the commands
+python -m rlhf.chat --model sft
+python -m rlhf.chat --once "Why?"         # one answer on standard output, for scripts
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from threading import Event, Thread
+
+from rlhf import models, rewards
+from rlhf.profiles import Profile, load_profile, set_up
+from rlhf.template import format_prompt
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+POLICIES: dict[str, Callable] = {
+    "base": lambda profile: models.load_base(profile).eval(),
+    "sft": lambda profile: models.load_sft(profile, "full"),
+    "ppo": models.load_ppo,
+}
+HELP = """/base /sft /ppo   who answers from now on
+/compare          the last question, answered by all three
+/reward           the reward of the last answer
+/help             this list
+/quit             leave (or Ctrl-D)
+Ctrl-C ends an answer, not the program."""
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, event: Event):
+        self.event = event
+
+    def __call__(self, input_ids, scores, **_):
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def stream(
+    model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: float, stop: Event | None = None
+) -> Iterator[str]:
+    """The answer to a prompt (without template), piece by piece as it is written. Temperature 0 is greedy.
+
+    It ends early once `stop` is set, and when the caller no longer reads. Raises ValueError for an empty prompt or one
+    that leaves no room in the context.
+    """
+    if not prompt.strip():
+        raise ValueError("the question is empty; ask something.")
+    encoded = tokenizer(format_prompt(prompt), return_tensors="pt", truncation=False, verbose=False).to(model.device)
+    room = model.config.max_position_embeddings - max_new_tokens
+    if encoded["input_ids"].shape[1] > room:
+        raise ValueError(
+            f"the question takes {encoded['input_ids'].shape[1]} tokens, more than the {room} that leave room for an "
+            f"answer; shorten it."
+        )
+    stop = stop or Event()
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    failed: list[Exception] = []
+
+    def write() -> None:
+        try:
+            model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
+                **sampling,
+            )
+        except Exception as error:  # raised again where the answer is read
+            failed.append(error)
+            streamer.end()
+
+    thread = Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        yield from streamer
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+class Chat:
+    """What a session knows: who answers, the last question and its answer. Models are loaded when first asked."""
+
+    def __init__(self, profile: Profile, model: str, write: Callable[[str], None]):
+        self.profile, self.model, self.write = profile, model, write
+        self.tokenizer = models.load_tokenizer(profile)
+        self.policy = cache(lambda name: POLICIES[name](profile))
+        self.reward_model = cache(lambda: models.load_reward_model(profile))
+        self.question = self.last = ""
+
+    def ask(self, question: str, model: str | None = None) -> str:
+        """Write the answer as it comes; Ctrl-C ends it. Returns what was written."""
+        decoding, pieces, stop = self.profile.decoding, [], Event()
+        options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "stop": stop}
+        try:
+            for piece in stream(self.policy(model or self.model), self.tokenizer, question, **options):
+                pieces.append(piece)
+                self.write(piece)
+        except KeyboardInterrupt:
+            self.write(" [stopped]")
+        self.write("\n")
+        self.question, self.last = question, "".join(pieces).strip()
+        return self.last
+
+    def reward(self) -> float:
+        return rewards.score(self.reward_model(), self.tokenizer, [self.question], [self.last]).item()
+
+    def command(self, line: str) -> bool:
+        """Carry out a line; False ends the session."""
+        name = line.strip()
+        if name in ("/quit", "/exit"):
+            return False
+        if name.removeprefix("/") in POLICIES and name.startswith("/"):
+            self.model = name[1:]
+            self.policy(self.model)
+            self.write(f"{self.model} answers now.\n")
+        elif name in ("/compare", "/reward") and not self.question:
+            self.write("Ask something first.\n")
+        elif name == "/compare":
+            question = self.question
+            for model in POLICIES:
+                self.write(f"{model:<5}")
+                self.ask(question, model)
+        elif name == "/reward":
+            self.write(f"reward {self.reward():+.2f} (logits)\n")
+        elif name.startswith("/"):
+            self.write(HELP + "\n")
+        elif name:
+            self.ask(name)
+        return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exit status 2 where it can't start or answer."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf.chat", description="A terminal chat with the policies of a run."
+    )
+    parser.add_argument("--model", choices=tuple(POLICIES), default="ppo", help="who answers first (default: ppo)")
+    parser.add_argument("--once", metavar="PROMPT", help="answer this one prompt and leave")
+    options = parser.parse_args(arguments)
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    try:
+        profile = load_profile()
+        set_up(profile)
+        chat = Chat(profile, options.model, write)
+        if options.once is not None:
+            chat.ask(options.once)
+            return 0
+        chat.policy(options.model)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write(f"{options.model} of the {profile.name} profile answers. /help lists the commands.\n")
+    going = True
+    while going:
+        try:
+            going = chat.command(input(f"{chat.model}> "))
+        except ValueError as error:
+            write(f"{error}\n")
+        except OSError as error:  # a model that has not been trained
+            write(f"{error}\n")
+            chat.model = options.model
+        except KeyboardInterrupt:
+            write("\n(/quit leaves)\n")
+        except EOFError:
+            write("\n")
+            going = False
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The chat: what is streamed is what the model answers, every command does what /help says, Ctrl-C ends an answer."""
+
+import shutil
+from threading import Event
+
+from rlhf import chat, generation, models, outputs
+from rlhf.rewards import score
+
+import pytest
+
+QUESTION = "How do I clean a pan?"
+GREEDY = {"max_new_tokens": 12, "temperature": 0.0}
+
+
+@pytest.fixture
+def session(profile_with_sft, monkeypatch):
+    """A chat whose policies are the base in every place, and what it has written."""
+    base = outputs.checkpoint_path(profile_with_sft, "base")
+    shutil.copytree(base, outputs.checkpoint_path(profile_with_sft, "ppo_aligned_final"))
+    written: list[str] = []
+    session = chat.Chat(profile_with_sft, "ppo", written.append)
+    monkeypatch.setattr(session, "reward_model", lambda: models.new_reward_model(profile_with_sft, seed=0).eval())
+    return session, written
+
+
+def test_streamed_pieces_are_the_answer_that_the_evaluation_gives(policy, tokenizer):
+    pieces = list(chat.stream(policy, tokenizer, QUESTION, **GREEDY))
+    assert len([piece for piece in pieces if piece]) > 1
+    expected = generation.generate(policy, tokenizer, [QUESTION], max_new_tokens=12, batch_size=1)
+    assert "".join(pieces).strip() == expected[0]
+
+
+def test_stream_ends_when_it_is_told_to(policy, tokenizer):
+    stop = Event()
+    pieces = chat.stream(policy, tokenizer, QUESTION, max_new_tokens=60, temperature=0.0, stop=stop)
+    first = next(pieces)
+    stop.set()
+    whole = "".join(chat.stream(policy, tokenizer, QUESTION, max_new_tokens=60, temperature=0.0))
+    assert len(first + "".join(pieces)) < len(whole)
+
+
+def test_answer_that_is_no_longer_read_stops_the_model(policy, tokenizer):
+    stop = Event()
+    pieces = chat.stream(policy, tokenizer, QUESTION, max_new_tokens=60, temperature=0.0, stop=stop)
+    next(pieces)
+    pieces.close()
+    assert stop.is_set()
+
+
+@pytest.mark.parametrize(("question", "message"), [("  ", "is empty"), ("word " * 300, "leave room .*shorten it")])
+def test_question_that_can_not_be_answered_is_an_error_that_says_so(policy, tokenizer, question, message):
+    with pytest.raises(ValueError, match=message):
+        list(chat.stream(policy, tokenizer, question, **GREEDY))
+
+
+def test_error_of_the_model_reaches_the_reader(policy, tokenizer, monkeypatch):
+    def generate(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(policy, "generate", generate)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(chat.stream(policy, tokenizer, QUESTION, **GREEDY))
+
+
+def test_switching_changes_who_answers(session, monkeypatch):
+    session, written = session
+    asked = []
+    monkeypatch.setattr(session, "ask", lambda question, model=None: asked.append(model or session.model))
+    for line in (QUESTION, "/base", QUESTION, "/sft", QUESTION, "/ppo", QUESTION):
+        assert session.command(line)
+    assert asked == ["ppo", "base", "sft", "ppo"]
+    assert [text for text in written if "answers now" in text] == [
+        f"{m} answers now.\n" for m in ("base", "sft", "ppo")
+    ]
+
+
+def test_compare_answers_the_last_question_by_all_three(session, monkeypatch):
+    session, written = session
+    session.command("/compare")
+    assert written == ["Ask something first.\n"]
+    session.command(QUESTION)
+    asked = []
+    monkeypatch.setattr(session, "ask", lambda question, model=None: asked.append((question, model)))
+    session.command("/compare")
+    assert asked == [(QUESTION, "base"), (QUESTION, "sft"), (QUESTION, "ppo")]
+
+
+def test_reward_is_that_of_the_last_answer(session):
+    session, written = session
+    session.command(QUESTION)
+    session.command("/reward")
+    expected = score(session.reward_model(), session.tokenizer, [QUESTION], [session.last]).item()
+    assert written[-1] == f"reward {expected:+.2f} (logits)\n"
+
+
+def test_interrupt_ends_the_answer_and_the_chat_goes_on(session):
+    session, written = session
+
+    def write(text):
+        written.append(text)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    session.write = write
+    session.command(QUESTION)
+    assert written[-2:] == [" [stopped]", "\n"] and session.question == QUESTION
+    assert session.command("/help") and written[-1] == chat.HELP + "\n"
+
+
+def test_quit_ends_and_an_empty_line_does_nothing(session):
+    session, written = session
+    assert session.command("") and not written
+    assert not session.command("/quit")
+
+
+def test_once_prints_one_answer(session, capsys, monkeypatch):
+    session, _ = session
+    monkeypatch.setattr(chat, "load_profile", lambda: session.profile)
+    assert chat.main(["--once", QUESTION]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_missing_checkpoint_says_what_to_run(profile_with_base, capsys, monkeypatch):
+    monkeypatch.setattr(chat, "load_profile", lambda: profile_with_base)
+    assert chat.main(["--once", QUESTION]) == 2
+    assert "ppo_aligned_final is missing; run 03_ppo_alignment" in capsys.readouterr().err
+
+
+def test_session_in_a_terminal_goes_on_after_a_bad_question(session, capsys, monkeypatch):
+    session, _ = session
+    monkeypatch.setattr(chat, "load_profile", lambda: session.profile)
+    lines = iter(["word " * 300, "/help", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert chat.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "shorten it" in printed and printed.endswith(chat.HELP + "\n")
