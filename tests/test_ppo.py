@@ -416,7 +416,7 @@ def test_one_update_equals_that_of_trl(stage, monkeypatch):
     settings = dataclasses.replace(
         ppo_config.get_settings(profile), updates=1, micro_batch_size=8, mini_batches=1, epochs=2, warmup_updates=0,
         value_clip=0.05, lam=0.9, gamma=0.97, learning_rate=1e-3, missing_eos_penalty=0.7, score_after_eos=True,
-        max_grad_norm=float("inf"), value_learning_rate=None,
+        max_grad_norm=float("inf"), value_learning_rate=None, adam_epsilon=1e-5,
     )  # fmt: skip
     monkeypatch.setattr(trl_stage, "get_settings", lambda _: settings)
     four = [models.load_sft(profile), models.load_sft(profile)]
