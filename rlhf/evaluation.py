@@ -3,6 +3,8 @@
 And how a reward model is: by answers that no policy should be rewarded for.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf import generation, metrics, models, outputs, rewards
@@ -16,6 +18,7 @@ import pandas as pd
 
 MODELS = ("base", "sft_qlora", "sft_full", "ppo", "ppo_scratch")
 DECODINGS = ("beam", "sample")
+DRAWS = 2  # sampled answers to each prompt in the last evaluation: answers to one prompt differ more than prompts do
 
 POLITE = "That is a very good question, and I am glad that you asked. I hope this helps. Thank you, have a nice day!"
 # What is done to the chosen answer, given another prompt's: the name of the probe, the hack that it tests, and how.
@@ -77,6 +80,17 @@ def answer(profile: Profile, model, tokenizer, prompts: list[str], decoding: str
     else:
         raise ValueError(f"decoding {decoding!r} is none of {', '.join(DECODINGS)}.")
     return generation.answer(model, tokenizer, prompts, batch_size=settings.batch_size, description=decoding, **options)
+
+
+def draw(profile: Profile, model, tokenizer, prompts: list[str]) -> list[Answer]:
+    """DRAWS sampled answers to each prompt: a round over all prompts after the other, the first as `answer` gives it."""
+    rounds = [dataclasses.replace(profile, seed=profile.seed + 1000 * i) for i in range(DRAWS)]
+    return [reply for of in rounds for reply in answer(of, model, tokenizer, prompts, "sample")]
+
+
+def per_prompt(values: Sequence[float]) -> np.ndarray:
+    """Mean over the draws: (prompts,) from (DRAWS * prompts,). One number per prompt is what an interval needs."""
+    return np.reshape(np.asarray(values, dtype=float), (DRAWS, -1)).mean(axis=0)
 
 
 def evaluate_answers(

@@ -62,6 +62,10 @@ class Study:
         """Sampled answers to the test prompts."""
         return evaluation.answer(self.profile, policy, self.tokenizer, self.prompts, "sample")
 
+    def draw(self, policy) -> list[Answer]:
+        """DRAWS sampled answers to each test prompt, as in the last evaluation."""
+        return evaluation.draw(self.profile, policy, self.tokenizer, self.prompts)
+
     def gold(self, answers: list[Answer], prompts: list[str] | None = None) -> np.ndarray:
         """Gold scores of answers to the test prompts, or to `prompts`: (answers,); NaN where nobody knows them."""
         table = gold_table(self.profile, prompts or self.prompts, [a.text for a in answers])
@@ -163,18 +167,19 @@ def relevance(study: Study) -> dict[str, pd.DataFrame]:
     SFT, paired by prompt, the reward (in SFT's deviations), gold, and its relevance (the parts object and activity).
     """
     study.train_reward_model("blind", study.pairs["train"], mismatched_first=0.0)
-    before = gold_table(study.profile, study.prompts, [a.text for a in study.sft_answers])
+    asked, before = study.prompts * evaluation.DRAWS, study.draw(study.sft)
+    parts = gold_table(study.profile, asked, [a.text for a in before])
     tables = []
     for name, label in (("blind", "blind"), ("final", "seeing")):
-        proxy = Proxy(study, name)
+        proxy, seeing = Proxy(study, name), name == "final"
         correct = proxy.correct()
         measured = {"accuracy": correct} | {f"accuracy {kind}": correct[study.kinds == kind] for kind in RELEVANCE}
-        seeing = name == "final"
-        answers = study.answer(models.load_ppo(study.profile, "scratch") if seeing else study.train_policy(proxy))
-        measured["reward"] = proxy(answers) - proxy(study.sft_answers)
-        if not before.empty:
-            change = gold_table(study.profile, study.prompts, [a.text for a in answers]) - before
-            measured |= {"gold": change.gold, "relevance": change.object + change.activity}
+        after = study.draw(models.load_ppo(study.profile, "scratch") if seeing else study.train_policy(proxy))
+        measured["reward"] = evaluation.per_prompt(proxy(after, asked) - proxy(before, asked))
+        if not parts.empty:
+            change = gold_table(study.profile, asked, [a.text for a in after]) - parts
+            measured["gold"] = evaluation.per_prompt(change.gold)
+            measured["relevance"] = evaluation.per_prompt(change.object + change.activity)
         tables.append(metrics.summary_rows(label, {k: v for k, v in measured.items() if len(v)}))
     return {"relevance.csv": pd.concat(tables).rename(columns={"model": "reward_model"})}
 

@@ -133,6 +133,20 @@ def test_published_numbers_are_those_of_the_published_models():
     assert best.idxmax() == "sft_full" and best.idxmin() == "base"
 
 
+def test_draws_are_rounds_over_the_prompts_of_which_the_first_is_the_plain_answer(profile_with_base):
+    tokenizer, model = models.load_tokenizer(profile_with_base), models.load_base(profile_with_base)
+    drawn = evaluation.draw(profile_with_base, model, tokenizer, PROMPTS)
+    assert len(drawn) == evaluation.DRAWS * len(PROMPTS)
+    assert drawn[: len(PROMPTS)] == evaluation.answer(profile_with_base, model, tokenizer, PROMPTS, "sample")
+    assert drawn[: len(PROMPTS)] != drawn[len(PROMPTS) : 2 * len(PROMPTS)]
+
+
+def test_value_of_a_prompt_is_the_mean_over_its_draws(monkeypatch):
+    monkeypatch.setattr(evaluation, "DRAWS", 3)
+    assert evaluation.per_prompt([1.0, 10.0, 2.0, 20.0, 6.0, 30.0]).tolist() == [3.0, 20.0]
+    assert len(evaluation.per_prompt([])) == 0
+
+
 ANSWERS = ["First heat the pan. Then wait. Tip: use oil.", "Grill it hot. Turn it once. Then eat."] * 2
 
 
