@@ -83,7 +83,7 @@ def answer(profile: Profile, model, tokenizer, prompts: list[str], decoding: str
 
 
 def draw(profile: Profile, model, tokenizer, prompts: list[str]) -> list[Answer]:
-    """DRAWS sampled answers to each prompt: a round over all prompts after the other, the first as `answer` gives it."""
+    """DRAWS sampled answers to each prompt: round after round over all prompts, the first as `answer` gives it."""
     rounds = [dataclasses.replace(profile, seed=profile.seed + 1000 * i) for i in range(DRAWS)]
     return [reply for of in rounds for reply in answer(of, model, tokenizer, prompts, "sample")]
 

@@ -37,8 +37,8 @@ from train_reward import make_trainer  # noqa: E402
 
 SHARES = {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2}  # of the training pairs, each a part of the next
 KL_PRICES = (3.0, 1.0, 0.0)  # times the kl_coef of the run
-LONGER, FASTER = 3, 3  # times the updates and the learning rate of the run
-POINTS = 9  # of each curve, beside its start
+LONGER, FASTER = 2, 4  # times the updates and the learning rate of the run
+POINTS = 6  # of each curve, beside its start
 CANDIDATES, ASKED = 64, 100  # best of n: answers to each prompt, and prompts
 CHOICES = (1, 2, 4, 8, 16, 32, 64)  # n
 RELEVANCE = ("off_topic", "wrong_object", "wrong_action")  # kinds of error that only the prompt shows
