@@ -948,7 +948,7 @@ def frontier(frame: pd.DataFrame) -> Figure:
             )
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xlim(left=-0.02)
-        axes.set_xticks([0, 1, 2, 5, 10, 20, 40])
+        axes.set_xticks([0, 1, 5, 10, 20, 40])
         _label(axes, "KL from SFT (nats per answer)", label)
     _legend(figure)
     return figure
