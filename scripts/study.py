@@ -305,8 +305,8 @@ def policy_curve(study: Study, proxy: Proxy, second: Proxy, price: float, settin
 def frontier(study: Study, candidates: list[Answer], scores: np.ndarray) -> pd.DataFrame:
     """Every model with every metric: reward (SFT's deviations), gold, KL, ROUGE, stopping, length, diversity.
 
-    Best of n takes the first n of the CANDIDATES of each prompt, and its KL from the formula. Columns: model, metric,
-    mean, ci_low, ci_high, n.
+    Best of n takes the first n of the CANDIDATES of each prompt, and its KL from the formula. It has no diversity: that
+    of fewer texts is no measure beside that of more. Columns: model, metric, mean, ci_low, ci_high, n.
     """
     profile, final = study.profile, Proxy(study, "final")
     sources = [
@@ -334,7 +334,6 @@ def frontier(study: Study, candidates: list[Answer], scores: np.ndarray) -> pd.D
             "rouge1_sample": metrics.rouge_per_example(texts, study.references[:ASKED])["rouge1"],
             "stop_rate_sample": [a.ended for a in best],
             "words_sample": [len(text.split()) for text in texts],
-            "distinct_2_sample": [metrics.distinct_n(texts, 2)],
         }
         tables.append(
             metrics.summary_rows(f"best of {n}", {k: v for k, v in measured.items() if not np.isnan(v).any()})
