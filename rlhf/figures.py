@@ -804,42 +804,53 @@ def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     for i, (axes, setting) in enumerate(zip(grid, settings, strict=False)):
         here = frame[frame.setting == setting]
         _seed_lines(axes, here, "distance")
-        marked = turns[(turns.method == "ppo") & (turns.setting == setting) & (turns.by == "gold") & turns.found]
-        for turn in marked.itertuples():
-            point = here[(here.seed == turn.seed) & (here.x == turn.peak_x)]
-            axes.plot(point.distance, point.gold, "v", color=BLACK, markersize=8, zorder=5)
+        _mark_turns(axes, here, turns, "ppo", setting, "distance")
         _label(axes, "square root of KL (nats)", "" if i % 3 else "SFT's deviations", setting.replace(", ", ",\n"))
         _ticks(axes.xaxis, 4)
     for axes in grid[len(settings) :]:
         axes.remove()
-    handles, _ = grid[0].get_legend_handles_labels()
-    turn = Line2D([], [], color=BLACK, marker="v", markersize=8, linestyle="none", label="gold turns down here")
-    _legend(figure, [*handles, turn], columns=4)
+    _turn_legend(figure, grid[0])
     return figure
 
 
 @_styled
-def best_of_n(frame: pd.DataFrame) -> Figure:
+def best_of_n(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     """Proxy, second judge and gold of the best of n answers by the proxy: a panel for each reward model.
 
-    Columns: method, setting, seed, x, proxy, judge, gold, gold_unit.
+    A triangle marks, for each seed, where gold peaks if it falls from there while the proxy rises. Columns: method,
+    setting, seed, x, proxy, judge, gold, gold_unit; of turns: method, setting, seed, by, peak_x, found.
     """
     _check("best_of_n", frame, ["method", "setting", "seed", "x", "proxy", "judge", "gold", "gold_unit"])
     frame = _scored(_check("best_of_n", frame[frame.method == "best_of_n"], ["setting"]))
     settings = list(dict.fromkeys(frame.setting))
-    figure, panels = _figure("The best of n answers of SFT, chosen by the proxy", 3.4, 1, len(settings), sharey=True)
+    figure, panels = _figure("The best of n answers of SFT, chosen by the proxy", 3.6, 1, len(settings), sharey=True)
     for axes, setting in zip(panels, settings, strict=True):
         rows = frame[frame.setting == setting]
         starts = rows[rows.x == rows.x.min()].set_index("seed")  # a sample's mean is not quite SFT's
         for name in ("proxy", "judge"):
             rows = rows.assign(**{name: rows[name] - rows.seed.map(starts[name])})
         _seed_lines(axes, rows, "x")
+        _mark_turns(axes, rows, turns, "best_of_n", setting, "x")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows.x.unique()), [f"{n:g}" for n in sorted(rows.x.unique())])
         _label(axes, "n", "", f"reward model on {setting}")
     panels[0].set_ylabel("SFT's deviations above n = 1")
-    _legend(figure)
+    _turn_legend(figure, panels[0])
     return figure
+
+
+def _mark_turns(axes, rows: pd.DataFrame, turns: pd.DataFrame, method: str, setting: str, x: str) -> None:
+    """A triangle on gold where it turns down, for each seed where turning_points.csv says that it does."""
+    for turn in turns[(turns.method == method) & (turns.setting == setting) & (turns.by == "gold")].itertuples():
+        if turn.found:
+            point = rows[(rows.seed == turn.seed) & (rows.x == turn.peak_x)]
+            axes.plot(point[x], point.gold, "v", color=BLACK, markersize=8, zorder=5)
+
+
+def _turn_legend(figure, axes) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    turn = Line2D([], [], color=BLACK, marker="v", markersize=8, linestyle="none", label="gold turns down here")
+    _legend(figure, [*handles, turn], columns=4)
 
 
 @_styled

@@ -26,6 +26,7 @@ from PIL import Image
 
 MODELS = ["base", "sft_qlora", "sft_full", "ppo"]
 LARGEST_PNG = 60_000
+TURNING = ("overoptimisation", "best_of_n")  # their second frame may be empty
 
 
 def histogram(values, edges, column: str) -> pd.DataFrame:
@@ -103,7 +104,7 @@ def example_frames() -> dict[str, tuple]:
         "reward_against_gold": (proxy_frame(random),),
         "reward_probes": (probe_frame(random),),
         "overoptimisation": study_frames(random),
-        "best_of_n": study_frames(random)[:1],
+        "best_of_n": study_frames(random),
         "relevance": (relevance_frame(random),),
         "data_size": (data_size_frame(random), ("off_topic", "wrong_object")),
         "judges": (judge_frame(random),),
@@ -249,6 +250,7 @@ def study_frames(random) -> tuple[pd.DataFrame, pd.DataFrame]:
                 row = (x, price * x / 10, 0.02 * x + noise[0], 0.015 * x + noise[1], gold + noise[2], 2.1)
                 rows.append((seed, "ppo", setting, *row))
             turns.append((seed, "ppo", setting, "gold", 12, 60, price > 1))
+        turns.append((seed, "best_of_n", "all pairs", "gold", 16, 64, seed == 1))
         for n in (1, 2, 4, 8, 16, 32, 64):
             rows.append((seed, "best_of_n", "all pairs", n, np.log(n), np.log2(n) / 3, np.log2(n) / 4, 3 + n / 64, 2.1))
     columns = ["seed", "method", "setting", "x", "kl", "proxy", "judge", "gold", "gold_unit"]
@@ -416,7 +418,7 @@ def test_png_is_small_and_the_same_each_time(name):
 def test_empty_frame_raises_an_error_that_names_the_figure(name):
     arguments = EXAMPLES[name]
     for i, value in enumerate(arguments):
-        if isinstance(value, pd.DataFrame) and (name, i) != ("overoptimisation", 1):  # where nothing has turned
+        if isinstance(value, pd.DataFrame) and not (i and name in TURNING):  # nothing has turned
             with pytest.raises(ValueError, match=f"figure {name}: .*no rows"):
                 draw(name, *arguments[:i], value.head(0), *arguments[i + 1 :])
 
@@ -444,7 +446,7 @@ def test_the_shortest_run_can_be_drawn(name):
     if name == "gold_parts":  # its first row is the whole gold score, which is no part
         arguments = (EXAMPLES[name][0].tail(1),)
     elif name == "best_of_n":  # its first row is one of PPO
-        arguments = (EXAMPLES[name][0].query("method == 'best_of_n'").head(1),)
+        arguments = (EXAMPLES[name][0].query("method == 'best_of_n'").head(1), EXAMPLES[name][1])
     elif name == "frontier":  # one model has a row for each metric
         arguments = (EXAMPLES[name][0].head(3),)
     else:
@@ -745,6 +747,8 @@ def test_best_of_n_starts_every_curve_at_zero():
     assert {name: y[0] for name, y in lines(axes).items()} == pytest.approx(
         {"proxy reward": 0, "second judge": 0, "gold score": 0}
     )
+    marks = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "v"]
+    assert marks == [[16]]  # of the one seed where it was found
 
 
 def test_curves_without_a_gold_score_leave_it_out():
