@@ -291,7 +291,10 @@ class PPOTrainer:
         self.parameters = [p for group in groups for p in group]
         self.rates = (settings.learning_rate, settings.value_learning_rate or settings.learning_rate)
         groups = [{"params": group} for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=0.0, fused=True)
+        embedding, head = policy.get_input_embeddings(), policy.get_output_embeddings()
+        if head.weight is embedding.weight:  # the head's gradient fills the whole matrix; the input's, a few rows of it
+            embedding.sparse = True
         self.kl = FixedKL(settings.kl_coef)
         if settings.kl_target is not None:
             self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)

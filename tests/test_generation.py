@@ -244,6 +244,16 @@ def test_logprobs_and_states_of_a_sample_are_those_of_a_forward_pass_of_each_row
         assert (drawn.logprobs[i, length:] == 0).all() and (drawn.states[i, length:] == 0).all()
 
 
+def test_head_that_is_more_than_a_matrix_is_used_as_it_is(policy, tokenizer):
+    """A bias that lets one token alone through."""
+    head = torch.nn.Linear(policy.config.hidden_size, policy.config.vocab_size)
+    torch.nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.bias[7] = 1e4
+    policy.set_output_embeddings(head)
+    assert (sampled(policy, tokenizer)[2].tokens == 7).all()
+
+
 def test_sample_at_a_tiny_temperature_is_the_greedy_search(policy, tokenizer):
     _, _, drawn = sampled(policy, tokenizer, temperature=1e-4)
     greedy = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=1)

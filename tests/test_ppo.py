@@ -283,6 +283,21 @@ def test_gradient_does_not_depend_on_the_micro_batch(stage):
     assert not torch.allclose(weights[0][: len(before)], before, atol=2e-4)
 
 
+def test_sparse_gradient_of_the_tied_embedding_is_the_dense_one(stage):
+    gradients = []
+    for sparse in (True, False):
+        trainer = make(stage)
+        embedding = trainer.policy.get_input_embeddings()
+        assert embedding.sparse and embedding.weight is trainer.policy.get_output_embeddings().weight
+        embedding.sparse = sparse
+        rollout = trainer.generate(list(range(8)))
+        for rows in torch.arange(8).split(4):  # the second is added to the first
+            trainer.forward(rollout, rows)[0].sum().backward()
+        gradients.append(embedding.weight.grad)
+    assert gradients[0].layout is torch.strided and gradients[0].abs().sum() > 0
+    assert torch.allclose(*gradients, atol=1e-4)
+
+
 def test_training_leaves_the_reference_as_it_was_and_writes_one_row_per_update(stage, tmp_path):
     trainer = make(stage, logs=tmp_path)
     before = {name: p.clone() for name, p in trainer.ref.state_dict().items()}
