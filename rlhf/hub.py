@@ -85,9 +85,7 @@ def assemble(profile, repo_id: str, folder: Path) -> dict[str, int]:
         source = outputs.require_checkpoint(profile, stage)
         target = folder / stage
         target.mkdir()
-        for path in sorted(source.iterdir()):
-            if any(fnmatch(path.name, pattern) for pattern in SAFE_FILES) and path.name != "README.md":
-                shutil.copy(path, target / path.name)
+        _copy_safe_files(source, target)
         config = target / "adapter_config.json"
         if config.exists():  # PEFT notes where the base lay on this machine
             settings = json.loads(config.read_text(encoding="utf-8"))
@@ -99,6 +97,12 @@ def assemble(profile, repo_id: str, folder: Path) -> dict[str, int]:
     manifest = {"profile": profile.name, "seed": profile.seed, "ppo_aligned_final": cards.aligned(profile)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _copy_safe_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if any(fnmatch(file.name, pattern) for pattern in SAFE_FILES):
+            shutil.copyfile(file, target / file.name)
 
 
 def pull(profile, repo_id: str, revision: str | None = None) -> list[str]:
@@ -131,9 +135,7 @@ def pull(profile, repo_id: str, revision: str | None = None) -> list[str]:
         )
     for stage, path in places.items():
         with outputs.new_folder(outputs.checkpoint_path(profile, stage)) as folder:
-            for file in path.iterdir():
-                if any(fnmatch(file.name, pattern) for pattern in SAFE_FILES):
-                    shutil.copyfile(file, folder / file.name)
+            _copy_safe_files(path, folder)
     for name in ("rouge.csv", "behaviour.csv"):  # they add up over notebooks, and tell of other checkpoints
         (outputs.evaluation_dir(profile) / name).unlink(missing_ok=True)
     commit = source.name if source.parent.name == "snapshots" else None  # as the Hub's cache lays it out
