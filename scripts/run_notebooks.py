@@ -378,13 +378,19 @@ def main(arguments: list[str] | None = None) -> int:
         profile = load_profile()
         set_up(profile)
         notebooks = find_notebooks(root)
+        pulled = os.environ.get("FROM", "").strip()
+        if pulled and (force or options.names):
+            raise ValueError(
+                "FROM pulls checkpoints and executes the evaluation alone: name no notebook with it and leave FORCE "
+                "out; RLHF_OUTPUTS=<folder> keeps what is pulled apart from a run of your own."
+            )
         if force and options.names:
             raise ValueError("FORCE=1 deletes every output, so it starts at the first notebook; name none with it.")
         if force:
             start_over(profile)
             set_up(profile)
         check_settings(profile)
-        if pulled := os.environ.get("FROM", "").strip():
+        if pulled:
             options.names = [EVALUATION]
             pull(profile, pulled)
         chosen = choose(notebooks, profile, options.names)

@@ -227,6 +227,15 @@ def test_force_with_a_named_notebook_deletes_nothing(finished, monkeypatch):
     assert (finished.outputs / "notebooks" / "smoke" / f"{FIRST}.ipynb").exists()
 
 
+@pytest.mark.parametrize(("names", "force"), [(["2_second"], ""), ([], "1")])
+def test_pulling_with_a_named_notebook_or_with_force_changes_nothing(finished, monkeypatch, capsys, names, force):
+    monkeypatch.setenv("FROM", "hub:user/name")
+    monkeypatch.setenv("FORCE", force)
+    assert finished.run(*names) == 2
+    assert "name no notebook with it and leave FORCE out" in capsys.readouterr().err
+    assert (finished.outputs / "notebooks" / "smoke" / f"{FIRST}.ipynb").exists()
+
+
 def test_kernel_has_this_python_the_folder_and_the_environment(project):
     code = "import json, os, sys; print(json.dumps([sys.executable, os.getcwd(), dict(os.environ)]))"
     project.write(FIRST, code)
