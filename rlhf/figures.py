@@ -774,15 +774,20 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(gold=(frame.gold - base) / frame.gold_unit)
 
 
-def _seed_lines(axes, rows: pd.DataFrame, x: str) -> None:
-    """Proxy, judge and gold over x: a thin line for each seed, a thick one for their mean at equal updates."""
+def _seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **style) -> None:
+    """y over x: a thin line for each seed, a thick one for their mean over the rows of equal `step`."""
+    for _, seed in rows.groupby("seed"):
+        axes.plot(seed[x], seed[y], color=colour, linewidth=0.8, alpha=0.5)
+    mean = rows.groupby(step, as_index=False)[list({x, y} - {step})].mean()
+    axes.plot(mean[x], mean[y], color=colour, linewidth=2.4, **style)
+
+
+def _three_scores(axes, rows: pd.DataFrame, x: str) -> None:
+    """Proxy, judge and gold over x, those that are known; means at equal updates or n."""
     for name in ("proxy", "judge", "gold"):
         if rows[name].notna().all():
             colour, _, label = SERIES[name]
-            for _, seed in rows.groupby("seed"):
-                axes.plot(seed[x], seed[name], color=colour, linewidth=0.8, alpha=0.5)
-            mean = rows.groupby("x")[[x, name]].mean() if x != "x" else rows.groupby("x")[[name]].mean().reset_index()
-            axes.plot(mean[x], mean[name], color=colour, linewidth=2.4, label=label)
+            _seed_lines(axes, rows, x, name, "x", colour, label=label)
     axes.axhline(0, color=BLACK, linewidth=0.8, zorder=1.5)
 
 
@@ -803,7 +808,7 @@ def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     figure, grid = _figure(title, 1.2 + 2.3 * rows, rows, min(3, len(settings)), sharey=True)
     for i, (axes, setting) in enumerate(zip(grid, settings, strict=False)):
         here = frame[frame.setting == setting]
-        _seed_lines(axes, here, "distance")
+        _three_scores(axes, here, "distance")
         _mark_turns(axes, here, turns, "ppo", setting, "distance")
         _label(axes, "square root of KL (nats)", "" if i % 3 else "SFT's deviations", setting.replace(", ", ",\n"))
         _ticks(axes.xaxis, 4)
@@ -829,7 +834,7 @@ def best_of_n(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
         starts = rows[rows.x == rows.x.min()].set_index("seed")  # a sample's mean is not quite SFT's
         for name in ("proxy", "judge"):
             rows = rows.assign(**{name: rows[name] - rows.seed.map(starts[name])})
-        _seed_lines(axes, rows, "x")
+        _three_scores(axes, rows, "x")
         _mark_turns(axes, rows, turns, "best_of_n", setting, "x")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows.x.unique()), [f"{n:g}" for n in sorted(rows.x.unique())])
@@ -899,12 +904,8 @@ def data_size(frame: pd.DataFrame, slices: tuple[str, ...]) -> Figure:
     colours = (BLACK, BLUE, VERMILION, GREEN)
     shown = [name for name in ("all", *slices) if name in set(frame.slice)]
     for name, colour in zip(shown, colours, strict=False):
-        rows = frame[frame.slice == name]
-        for _, seed in rows.groupby("seed"):
-            axes.plot(seed.pairs, seed.accuracy, color=colour, linewidth=0.8, alpha=0.5)
-        mean = rows.groupby("pairs").accuracy.mean()
         label = "all test pairs" if name == "all" else _words(name)
-        axes.plot(mean.index, mean, color=colour, marker="o", linewidth=2.4, label=label)
+        _seed_lines(axes, frame[frame.slice == name], "pairs", "accuracy", "pairs", colour, marker="o", label=label)
     axes.set_xscale("log", base=2)
     sizes = sorted(frame.pairs.unique())
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
