@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import NamedTuple
 
-from rlhf import outputs
+from rlhf import metrics, outputs
 from rlhf.profiles import Profile
 from rlhf.template import TEMPLATE
 
@@ -131,9 +131,7 @@ def results(profile: Profile, stage: str) -> pd.DataFrame:
     """What the evaluation says of a stage: metric, mean, ci_low, ci_high, n; of the reward model its accuracy."""
     columns = ["metric", "mean", "ci_low", "ci_high", "n"]
     if stage == "reward_model_final":
-        value = outputs.read_csv(profile, "reward_model.csv").set_index("metric").value
-        row = ("accuracy", value.accuracy, value.accuracy_ci_low, value.accuracy_ci_high, int(value.test_pairs))
-        return pd.DataFrame([row], columns=columns)
+        return metrics.accuracy_row(outputs.read_csv(profile, "reward_model.csv"))[columns]
     rows = pd.concat(
         outputs.read_csv(profile, name)
         for name in ("rouge.csv", "reward.csv", "kl.csv", *(["gold.csv"] if profile.lab else []))

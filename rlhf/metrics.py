@@ -76,6 +76,13 @@ def summary_rows(model: str, measured: dict[str, Sequence[float]]) -> pd.DataFra
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
+def accuracy_row(table: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy on the test pairs that reward_model.csv (metric, value) holds, as summary_rows would give it."""
+    value = table.set_index("metric").value
+    row = ("reward_model", "accuracy", value.accuracy, value.accuracy_ci_low, value.accuracy_ci_high)
+    return pd.DataFrame([(*row, int(value.test_pairs))], columns=SUMMARY_COLUMNS)
+
+
 def paired_rows(measured: dict[str, dict[str, Sequence[float]]], against: str) -> pd.DataFrame:
     """Paired differences of every model to `against`, for values measured[metric][model] in the order of the prompts.
 

@@ -13,10 +13,10 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from rlhf import outputs
-from rlhf.metrics import SUMMARY_COLUMNS
+from rlhf import metrics, outputs
 from rlhf.profiles import Profile, load_profile
 
 import pandas as pd
@@ -38,10 +38,20 @@ def folders(profile: Profile) -> dict[int, Path]:
     return {profile.seed: outputs.root(), **others}
 
 
-def run(profile: Profile, seed: int, folder: Path) -> int:
-    """Run, or resume, the notebooks with a seed; returns the exit status."""
+def run_script(profile: Profile, seed: int, script: str, *arguments: str) -> int:
+    """Run one of the scripts with a seed and its folder of outputs; returns the exit status."""
+    folder = folders(profile)[seed]
     environment = os.environ | {"RLHF_PROFILE": profile.name, "RLHF_SEED": str(seed), "RLHF_OUTPUTS": str(folder)}
-    return subprocess.run([sys.executable, str(outputs.ROOT / "scripts/run_notebooks.py")], env=environment).returncode
+    command = [sys.executable, str(outputs.ROOT / "scripts" / script), *arguments]
+    return subprocess.run(command, env=environment).returncode
+
+
+def read_csv(profile: Profile, seed: int, name: str, command: str) -> pd.DataFrame:
+    """A table of a seed's run. Raises FileNotFoundError, naming the command that makes it, where there is none."""
+    path = folders(profile)[seed] / "evaluation" / profile.name / name
+    if not path.exists():
+        raise FileNotFoundError(f"{outputs.show(path)} is missing; run `{command}`, which makes it.")
+    return pd.read_csv(path)
 
 
 def gather(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -51,26 +61,18 @@ def gather(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
     FileNotFoundError where a run has not finished.
     """
     means, paired = [], []
-    for seed, folder in folders(profile).items():
-        results = folder / "evaluation" / profile.name
+    for seed in folders(profile):
+        read = partial(read_csv, profile, seed, command="make seeds")
         for name, metric, ours in SOURCES:
             if name == "gold.csv" and profile.lab is None:  # only the lab world has the truth
                 continue
-            rows = _read(results / name)
+            rows = read(name)
             means.append(rows[rows.metric == metric].assign(metric=ours, seed=seed))
-        model = _read(results / "reward_model.csv").set_index("metric").value
-        row = ("reward_model", "accuracy", model.accuracy, model.accuracy_ci_low, model.accuracy_ci_high)
-        means.append(pd.DataFrame([(*row, int(model.test_pairs))], columns=SUMMARY_COLUMNS).assign(seed=seed))
-        differences = _read(results / "paired.csv")
+        means.append(metrics.accuracy_row(read("reward_model.csv")).assign(seed=seed))
+        differences = read("paired.csv")
         paired.append(differences[differences.seed == seed])
     means, paired = pd.concat(means), pd.concat(paired)
     return means[["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]], paired
-
-
-def _read(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        raise FileNotFoundError(f"{outputs.show(path)} is missing; run `make seeds`, which finishes the runs first.")
-    return pd.read_csv(path)
 
 
 def main() -> int:
@@ -78,8 +80,8 @@ def main() -> int:
     parser.add_argument("--gather", action="store_true", help="run nothing")
     options = parser.parse_args()
     profile = load_profile()
-    for seed, folder in folders(profile).items():
-        if not options.gather and (status := run(profile, seed, folder)):
+    for seed in [] if options.gather else folders(profile):
+        if status := run_script(profile, seed, "run_notebooks.py"):
             return status
     means, paired = gather(profile)
     outputs.write_csv(profile, "seeds.csv", means)

@@ -12,8 +12,6 @@ could not start, else that of the seed that failed.
 
 import argparse
 import dataclasses
-import os
-import subprocess
 import sys
 import time
 
@@ -25,7 +23,7 @@ from rlhf.profiles import Profile, load_profile, set_up
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from seeds import folders
+from seeds import folders, read_csv, run_script
 from transformers import PrinterCallback, ProgressCallback
 
 sys.path[:0] = [str(outputs.ROOT / folder) for folder in ("02_reward_modeling", "03_ppo_alignment")]
@@ -57,6 +55,7 @@ class Study:
         self.pairs = prepare_reward_dataset(profile, self.tokenizer)
         self.kinds = np.array(data.error_kinds(profile, self.pairs["test"]))
         self.sft_answers = self.answer(self.sft)
+        self.gold_unit = self.gold(self.sft_answers).std()
 
     def answer(self, policy) -> list[Answer]:
         """Sampled answers to the test prompts."""
@@ -170,11 +169,12 @@ def relevance(study: Study) -> dict[str, pd.DataFrame]:
     asked, before = study.prompts * evaluation.DRAWS, study.draw(study.sft)
     parts = gold_table(study.profile, asked, [a.text for a in before])
     tables = []
-    for name, label in (("blind", "blind"), ("final", "seeing")):
-        proxy, seeing = Proxy(study, name), name == "final"
+    for label in ("blind", "seeing"):
+        proxy = Proxy(study, "final" if label == "seeing" else "blind")
         correct = proxy.correct()
         measured = {"accuracy": correct} | {f"accuracy {kind}": correct[study.kinds == kind] for kind in RELEVANCE}
-        after = study.draw(models.load_ppo(study.profile, "scratch") if seeing else study.train_policy(proxy))
+        policy = models.load_ppo(study.profile, "scratch") if label == "seeing" else study.train_policy(proxy)
+        after = study.draw(policy)
         measured["reward"] = evaluation.per_prompt(proxy(after, asked) - proxy(before, asked))
         if not parts.empty:
             change = gold_table(study.profile, asked, [a.text for a in after]) - parts
@@ -218,9 +218,8 @@ def judge(study: Study) -> dict[str, pd.DataFrame]:
 class Curve:
     """What answers are worth, point by point along growing optimisation, by the proxy, by the judge, and by gold."""
 
-    def __init__(self, study: Study, method: str, setting: str):
-        self.study, self.method, self.setting = study, method, setting
-        self.gold_unit = study.gold(study.sft_answers).std()
+    def __init__(self, method: str, setting: str, gold_unit: float):
+        self.method, self.setting, self.gold_unit = method, setting, gold_unit
         self.xs, self.rows, self.scores = [], [], {"proxy": [], "judge": [], "gold": []}
 
     def add(self, x: int, kl: float, **scores: np.ndarray) -> None:
@@ -268,26 +267,26 @@ def optimisation(study: Study) -> dict[str, pd.DataFrame]:
     ]
     prompts = [prompt for prompt in study.prompts[:ASKED] for _ in range(CANDIDATES)]
     candidates = evaluation.answer(study.profile, study.sft, study.tokenizer, prompts, "sample")
-    known = {"judge": second(candidates, prompts), "gold": study.gold(candidates, prompts)}
-    for pairs, proxy in proxies.items():
-        scores = {"proxy": proxy(candidates, prompts)} | known
-        scores = {name: values.reshape(-1, CANDIDATES) for name, values in scores.items()}
-        curve = Curve(study, "best_of_n", pairs)
+    scorers = proxies | {"judge": second, "gold": study.gold}
+    scores = {name: score(candidates, prompts).reshape(-1, CANDIDATES) for name, score in scorers.items()}
+    for pairs in proxies:
+        by = {"proxy": scores[pairs], "judge": scores["judge"], "gold": scores["gold"]}
+        curve = Curve("best_of_n", pairs, study.gold_unit)
         for n in CHOICES:
-            best = {name: metrics.best_of_n(scores["proxy"], values, n) for name, values in scores.items()}
+            best = {name: metrics.best_of_n(by["proxy"], values, n) for name, values in by.items()}
             curve.add(n, metrics.best_of_n_kl(n), **best)
         curves.append(curve)
     turns = [row for curve in curves for row in curve.turns()]
     return {
         "overoptimisation.csv": pd.DataFrame([row for curve in curves for row in curve.rows], columns=CURVE_COLUMNS),
         "turning_points.csv": pd.DataFrame(turns, columns=TURN_COLUMNS),
-        "frontier.csv": frontier(study, candidates, proxies["all pairs"](candidates, prompts)),
+        "frontier.csv": frontier(study, proxies["all pairs"], candidates, scores["all pairs"]),
     }
 
 
 def policy_curve(study: Study, proxy: Proxy, second: Proxy, price: float, setting: str) -> Curve:
     """The curve of a policy along PPO, pushed LONGER and FASTER: POINTS points beside its start, which is SFT."""
-    curve = Curve(study, "ppo", setting)
+    curve = Curve("ppo", setting, study.gold_unit)
     settings = study.settings
     updates = settings.updates * (1 if study.profile.max_steps else LONGER)
     changes = {"kl_coef": price * settings.kl_coef, "learning_rate": FASTER * settings.learning_rate}
@@ -302,13 +301,14 @@ def policy_curve(study: Study, proxy: Proxy, second: Proxy, price: float, settin
     return curve
 
 
-def frontier(study: Study, candidates: list[Answer], scores: np.ndarray) -> pd.DataFrame:
+def frontier(study: Study, proxy: Proxy, candidates: list[Answer], scores: np.ndarray) -> pd.DataFrame:
     """Every model with every metric: reward (SFT's deviations), gold, KL, ROUGE, stopping, length, diversity.
 
+    proxy: of the run's own reward model; scores: what it gives the candidates, (prompts, CANDIDATES).
     Best of n takes the first n of the CANDIDATES of each prompt, and its KL from the formula. It has no diversity: that
     of fewer texts is no measure beside that of more. Columns: model, metric, mean, ci_low, ci_high, n.
     """
-    profile, final = study.profile, Proxy(study, "final")
+    profile = study.profile
     sources = [
         ("reward.csv", "reward"),
         ("kl.csv", "kl_from_sft"),
@@ -321,8 +321,8 @@ def frontier(study: Study, candidates: list[Answer], scores: np.ndarray) -> pd.D
         if profile.lab or name != "gold.csv":
             table = outputs.read_csv(profile, name)
             tables.append(table[table.metric == metric])
-    tables[0] = tables[0].assign(**{c: (tables[0][c] - final.mean) / final.unit for c in ("mean", "ci_low", "ci_high")})
-    asked, scores = study.prompts[:ASKED], scores.reshape(-1, CANDIDATES)
+    tables[0] = tables[0].assign(**{c: (tables[0][c] - proxy.mean) / proxy.unit for c in ("mean", "ci_low", "ci_high")})
+    asked = study.prompts[:ASKED]
     for n in (4, 16, 64):
         places = scores[:, :n].argmax(axis=1)
         best = [candidates[row * CANDIDATES + column] for row, column in enumerate(places)]
@@ -375,10 +375,7 @@ def gather(profile: Profile, seeds: list[int]) -> None:
     for name in FILES:
         tables = []
         for seed in seeds:
-            path = folders(profile)[seed] / "evaluation" / profile.name / name
-            if not path.exists():
-                raise FileNotFoundError(f"{outputs.show(path)} is missing; run `make study`, which makes it.")
-            table = pd.read_csv(path)
+            table = read_csv(profile, seed, name, "make study")
             tables.append(table[table.seed == seed])
         outputs.write_csv(profile, name, pd.concat(tables))
 
@@ -400,10 +397,7 @@ def main() -> int:
         print(f"error: seed {unknown.pop()} is none of {', '.join(map(str, folders(profile)))}.", file=sys.stderr)
         return 2
     for seed in [] if options.gather else seeds:
-        folder = folders(profile)[seed]
-        environment = os.environ | {"RLHF_PROFILE": profile.name, "RLHF_SEED": str(seed), "RLHF_OUTPUTS": str(folder)}
-        command = [sys.executable, __file__, "--here"]
-        if status := subprocess.run(command, env=environment).returncode:
+        if status := run_script(profile, seed, "study.py", "--here"):
             return status
     try:
         gather(profile, seeds)

@@ -62,8 +62,8 @@ def test_curve_of_a_policy_starts_at_sft_without_any_distance(small_study, proxy
     assert rows.kl.iloc[-1] != 0
 
 
-def test_curve_finds_the_turn_of_gold_and_of_the_judge(small_study):
-    curve = study.Curve(small_study, "ppo", "kl_coef 0, all pairs")
+def test_curve_finds_the_turn_of_gold_and_of_the_judge():
+    curve = study.Curve("ppo", "kl_coef 0, all pairs", gold_unit=1.0)
     noise = np.random.default_rng(0).normal(scale=0.1, size=(3, 4, 40))
     for i, (up, turns) in enumerate(((0, 0), (1, 1), (2, 0.5), (3, -1))):
         curve.add(10 * i, float(i), proxy=up + noise[0, i], judge=up + noise[1, i], gold=turns + noise[2, i])
@@ -73,8 +73,8 @@ def test_curve_finds_the_turn_of_gold_and_of_the_judge(small_study):
     assert (found.n == 20).all()
 
 
-def test_without_gold_the_turn_is_looked_for_by_the_judge_alone(small_study):
-    curve = study.Curve(small_study, "ppo", "a setting")
+def test_without_gold_the_turn_is_looked_for_by_the_judge_alone():
+    curve = study.Curve("ppo", "a setting", gold_unit=1.0)
     for x in (0, 1):
         curve.add(x, 0.0, proxy=np.arange(8.0), judge=np.arange(8.0), gold=np.full(8, np.nan))
     assert [row[2] for row in curve.turns()] == ["judge"]
@@ -84,8 +84,8 @@ def test_best_of_n_in_the_frontier_takes_the_first_n_and_the_formulas_kl(small_s
     monkeypatch.setattr(study.outputs, "read_csv", lambda *_: pd.DataFrame(columns=study.metrics.SUMMARY_COLUMNS))
     asked = len(small_study.prompts[: study.ASKED])
     candidates = small_study.sft_answers * study.CANDIDATES
-    scores = np.tile(np.arange(study.CANDIDATES, dtype=float), asked)
-    table = study.frontier(small_study, candidates[: len(scores)], scores)
+    scores = np.tile(np.arange(study.CANDIDATES, dtype=float), (asked, 1))
+    table = study.frontier(small_study, proxy, candidates[: scores.size], scores)
     means = table.pivot(index="model", columns="metric", values="mean")
     assert means.reward.to_dict() == {"best of 4": 3, "best of 16": 15, "best of 64": 63}
     assert means.kl_from_sft["best of 16"] == pytest.approx(best_of_n_kl(16))
@@ -125,7 +125,7 @@ def test_each_seed_runs_in_its_folder_and_a_failure_ends_it_all(profile, monkeyp
         calls.append((command[-1], env["RLHF_SEED"], env["RLHF_OUTPUTS"]))
         return subprocess.CompletedProcess(command, returncode=3 if len(calls) == 2 else 0)
 
-    monkeypatch.setattr(study.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(study, "load_profile", lambda: profile)
     monkeypatch.setattr("sys.argv", ["study.py"])
     assert study.main() == 3
