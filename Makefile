@@ -8,7 +8,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run seeds study render results publish lab test lint
+.PHONY: help setup run seeds study render results publish demo lab test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -37,6 +37,9 @@ results: $(INSTALLED)  ## print the results table of the README from the CSVs
 publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOAD=1 uploads, PUBLIC=1 for everyone)
 	@$(VENV)/bin/python -m rlhf.hub publish "$(REPO)" $(if $(UPLOAD),--upload) $(if $(PUBLIC),--public)
 
+demo: $(INSTALLED)  ## a web page with the answers side by side (REPO=user/name: of published checkpoints)
+	@RLHF_REPO="$(REPO)" $(VENV)/bin/python demo/app.py
+
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab
 
@@ -47,7 +50,7 @@ lint: $(INSTALLED)  ## check the style alone
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "Run $(VENV)/bin/ruff format . to format the files."; exit 1; }
 
-$(INSTALLED): requirements.txt constraints.txt pyproject.toml
+$(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.toml
 	@supported='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'; \
 	if ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
 	  found=; \

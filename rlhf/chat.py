@@ -7,7 +7,7 @@ python -m rlhf.chat --once "Why?"         # one answer on standard output, for s
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from threading import Event, Thread
 
@@ -41,11 +41,11 @@ class _Stop(StoppingCriteria):
 
 def stream(
     model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: float, stop: Event | None = None
-) -> Iterator[str]:
+) -> Generator[str, None, bool]:
     """The answer to a prompt (without template), piece by piece as it is written. Temperature 0 is greedy.
 
-    It ends early once `stop` is set, and when the caller no longer reads. Raises ValueError for an empty prompt or one
-    that leaves no room in the context.
+    It ends early once `stop` is set, and when the caller no longer reads. The value of `yield from` is whether the
+    model ended it by itself. Raises ValueError for an empty prompt or one that leaves no room in the context.
     """
     if not prompt.strip():
         raise ValueError("the question is empty; ask something.")
@@ -59,11 +59,12 @@ def stream(
     stop = stop or Event()
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    tokens: list[int] = []
     failed: list[Exception] = []
 
     def write() -> None:
         try:
-            model.generate(
+            rows = model.generate(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=max_new_tokens,
@@ -73,6 +74,7 @@ def stream(
                 stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
                 **sampling,
             )
+            tokens.extend(rows[0].tolist())
         except Exception as error:  # raised again where the answer is read
             failed.append(error)
             streamer.end()
@@ -86,6 +88,7 @@ def stream(
         thread.join()
     if failed:
         raise failed[0]
+    return tokens[-1] == tokenizer.eos_token_id
 
 
 class Chat:
@@ -96,14 +99,18 @@ class Chat:
         self.tokenizer = models.load_tokenizer(profile)
         self.policy = cache(lambda name: POLICIES[name](profile))
         self.reward_model = cache(lambda: models.load_reward_model(profile))
-        self.question = self.last = ""
+        self.question, self.last, self.ended = "", "", False
 
     def ask(self, question: str, model: str | None = None) -> str:
         """Write the answer as it comes; Ctrl-C ends it. Returns what was written."""
-        decoding, pieces, stop = self.profile.decoding, [], Event()
-        options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "stop": stop}
+        decoding, pieces, self.ended = self.profile.decoding, [], False
+        options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
+
+        def answer() -> Iterator[str]:
+            self.ended = yield from stream(self.policy(model or self.model), self.tokenizer, question, **options)
+
         try:
-            for piece in stream(self.policy(model or self.model), self.tokenizer, question, **options):
+            for piece in answer():
                 pieces.append(piece)
                 self.write(piece)
         except KeyboardInterrupt:
@@ -113,7 +120,9 @@ class Chat:
         return self.last
 
     def reward(self) -> float:
-        return rewards.score(self.reward_model(), self.tokenizer, [self.question], [self.last]).item()
+        """As the evaluation scores it: with EOS only where the model ended the answer."""
+        ended = [self.ended]
+        return rewards.score(self.reward_model(), self.tokenizer, [self.question], [self.last], ended=ended).item()
 
     def command(self, line: str) -> bool:
         """Carry out a line; False ends the session."""

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
 
-MANIFEST = "rlhf.json"  # at the root of a published repository: the profile, and which policy is the aligned one
+MANIFEST = "rlhf.json"  # at the root of a published repository: its profile, which policy is the aligned one, prompts
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.md")  # nothing that can hold code: no pickle, no script
 
 
@@ -95,8 +95,19 @@ def assemble(profile, repo_id: str, folder: Path) -> dict[str, int]:
         cards.card(profile, repo_id, stage).save(target / "README.md")
     cards.card(profile, repo_id).save(folder / "README.md")
     manifest = {"profile": profile.name, "seed": profile.seed, "ppo_aligned_final": cards.aligned(profile)}
+    manifest["examples"] = [example["prompt"] for example in outputs.read_json(profile, "qualitative.json")]
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read_manifest(repo_id: str, source: Path) -> dict:
+    """What a repository, fetched to `source`, says of itself. Raises ValueError where it says nothing."""
+    try:
+        return json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{outputs.show_name(repo_id)} has no {MANIFEST}; give a repository that `make publish` made."
+        ) from error
 
 
 def _copy_safe_files(source: Path, target: Path) -> None:
@@ -113,12 +124,7 @@ def pull(profile, repo_id: str, revision: str | None = None) -> list[str]:
     or lacks a stage, before anything is written.
     """
     source = fetch(repo_id, revision)
-    try:
-        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{outputs.show_name(repo_id)} has no {MANIFEST}; give a repository that `make publish` made."
-        ) from error
+    manifest = read_manifest(repo_id, source)
     for name, ours in (("profile", profile.name), ("seed", profile.seed)):  # the lab's data depend on both
         if manifest[name] != ours:
             raise ValueError(
@@ -139,7 +145,8 @@ def pull(profile, repo_id: str, revision: str | None = None) -> list[str]:
     for name in ("rouge.csv", "behaviour.csv"):  # they add up over notebooks, and tell of other checkpoints
         (outputs.evaluation_dir(profile) / name).unlink(missing_ok=True)
     commit = source.name if source.parent.name == "snapshots" else None  # as the Hub's cache lays it out
-    outputs.update_run(profile, pulled={"from": outputs.show_name(repo_id), "commit": commit}, ppo_aligned_final=copied)
+    pulled = {"from": outputs.show_name(repo_id), "commit": commit}
+    outputs.update_run(profile, pulled=pulled, ppo_aligned_final=copied, examples=manifest["examples"])
     return list(places)
 
 

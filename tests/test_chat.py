@@ -89,8 +89,26 @@ def test_reward_is_that_of_the_last_answer(session):
     session, written = session
     session.command(QUESTION)
     session.command("/reward")
-    expected = score(session.reward_model(), session.tokenizer, [QUESTION], [session.last]).item()
+    model, tokenizer = session.reward_model(), session.tokenizer
+    expected = score(model, tokenizer, [QUESTION], [session.last], ended=[session.ended]).item()
     assert written[-1] == f"reward {expected:+.2f} (logits)\n"
+
+
+def test_stream_says_whether_the_model_ended_the_answer(policy, tokenizer):
+    def ended(**options):
+        result = []
+
+        def read():
+            result.append((yield from chat.stream(policy, tokenizer, QUESTION, **GREEDY | options)))
+
+        list(read())
+        return result[0]
+
+    assert ended() is False
+    whole = generation.answer(policy, tokenizer, [QUESTION], max_new_tokens=12, batch_size=1)[0]
+    third = whole.token_ids[2]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
+    assert ended() is True
 
 
 def test_interrupt_ends_the_answer_and_the_chat_goes_on(session):

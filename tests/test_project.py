@@ -46,12 +46,17 @@ def test_files_name_no_package_registry(texts):
 
 
 def test_requirements_and_constraints_are_pinned_and_disjoint():
-    direct, transitive = pins("requirements.txt"), pins("constraints.txt")
-    assert direct.keys() & transitive.keys() == set()
+    training, demo, transitive = (pins(f) for f in ("requirements.txt", "demo/requirements.txt", "constraints.txt"))
+    direct = training | demo
+    assert direct.keys() & transitive.keys() == training.keys() & demo.keys() == set()
     assert {"torch", "transformers", "trl", "peft"} <= direct.keys()
     lines = (ROOT / "requirements.txt").read_text().split("\n")
     assert lines[0] == "-c constraints.txt"
-    assert "-e ." in lines
+    assert {"-r demo/requirements.txt", "-e ."} <= set(lines)
+
+
+def test_space_names_the_version_of_gradio_that_is_pinned():
+    assert f"\nsdk_version: {pins('demo/requirements.txt')['gradio']}\n" in (ROOT / "demo/README.md").read_text()
 
 
 def test_ci_runs_the_tests_and_nothing_else():

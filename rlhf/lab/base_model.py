@@ -13,7 +13,6 @@ from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from trl import pack_dataset
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 # Attention written out. On a CPU the gradient of torch's fused kernel took more than a quarter of forward and backward
@@ -120,6 +119,8 @@ def _rows(texts: list[str], tokenizer, length: int) -> torch.Tensor:
     (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). A text longer than a row loses its end.
     """
     ids = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+    from trl import pack_dataset  # the demo page loads a base without it
+
     packed = pack_dataset(Dataset.from_dict({"input_ids": ids}), length)["input_ids"]
     rows = torch.full((len(packed), length), tokenizer.pad_token_id)
     for row, tokens in zip(rows, packed, strict=True):

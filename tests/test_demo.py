@@ -1,0 +1,324 @@
+"""The demo page: it shows what the models answer, in a real browser, to several visitors, and never as HTML."""
+
+import re
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+from rlhf import chat, generation, hub, models, outputs
+from rlhf.profiles import load_profile
+from rlhf.rewards import score
+
+import pytest
+import torch
+from conftest import import_stage, run_python
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from playwright.sync_api import expect, sync_playwright
+
+app = import_stage("demo/app.py")
+
+QUESTION = "How do I clean a copper pan?"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture
+def answerer(profile_with_sft, monkeypatch):
+    """Three different policies, and a reward model whose head is not trained."""
+    base = outputs.checkpoint_path(profile_with_sft, "base")
+    shutil.copytree(base, outputs.checkpoint_path(profile_with_sft, "ppo_aligned_final"))
+    monkeypatch.setattr(models, "load_reward_model", lambda profile: models.new_reward_model(profile, seed=0).eval())
+    answerer = app.Answerer(profile_with_sft)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for policy in list(answerer.policies.values())[1:]:
+            policy.transformer.ln_f.weight += torch.randn_like(policy.transformer.ln_f.weight)
+    return answerer
+
+
+def shown_for(answerer, prompt: str, length: int = 12) -> list[str]:
+    """What the page must show of greedy answers, by way of the evaluation's code: answer and reward of each policy."""
+    shown = []
+    for policy in answerer.policies.values():
+        reply = generation.answer(policy, answerer.tokenizer, [prompt], max_new_tokens=length, batch_size=1)[0]
+        ended = [reply.ended]
+        reward = score(answerer.reward_model, answerer.tokenizer, [prompt], [reply.text], ended=ended).item()
+        shown += [reply.text, f"{reward:+.2f}" + ("" if reply.ended else "  (cut off)")]
+    return shown
+
+
+def slowly(seconds: float):
+    """chat.stream, with a pause after each piece."""
+
+    def stream(*arguments, **options):
+        pieces = chat_stream(*arguments, **options)
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                return end.value
+            yield piece
+            time.sleep(seconds)
+
+    return stream
+
+
+chat_stream = chat.stream
+
+
+def test_answers_and_rewards_are_those_of_the_evaluation_and_grow_piece_by_piece(answerer):
+    steps = list(answerer.answer(QUESTION, 0.0, 12))
+    assert steps[-1] == shown_for(answerer, QUESTION) and len(set(steps[-1][::2])) == 3
+    for earlier, later in pairwise(steps):
+        assert all(b.startswith(a) for a, b in zip(earlier[::2], later[::2], strict=True))
+    assert len(steps) > 4 and steps[0][1::2] == ["", "", ""]
+
+
+def test_visitor_who_leaves_stops_the_models(answerer, monkeypatch):
+    before = threading.active_count()
+    answers = answerer.answer(QUESTION, 0.0, 16)
+    next(answers)
+    answers.close()
+    assert threading.active_count() == before
+
+
+def test_examples_are_the_prompts_of_the_evaluation_or_those_that_were_published(profile):
+    outputs.update_run(profile, examples=["Why?"])
+    assert app.examples(profile) == ["Why?"]
+    outputs.write_json(profile, "qualitative.json", [{"prompt": "How?"}, {"prompt": "When?"}])
+    assert app.examples(profile) == ["How?", "When?"]
+
+
+def test_without_checkpoints_it_says_what_to_run(profile, monkeypatch, capsys):
+    monkeypatch.setenv("RLHF_PROFILE", "smoke")
+    assert app.main() == 2
+    assert "is missing; run 01_supervised_finetuning" in capsys.readouterr().err
+
+
+def test_folder_that_was_not_published_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RLHF_REPO", str(tmp_path))
+    assert app.main() == 2
+    assert "has no rlhf.json; give a repository that `make publish` made" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_published_checkpoints_answer_as_those_of_the_run(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_OUTPUTS", str(smoke))
+    monkeypatch.setenv("RLHF_PROFILE", "smoke")
+    here, prompts = app.load()
+    hub.assemble(load_profile("smoke"), "user/rlhf-gpt2", tmp_path)
+    there, published_prompts = app.load(str(tmp_path))
+    assert published_prompts == prompts and len(prompts) == 8
+    for prompt in prompts[:2]:
+        assert list(there.answer(prompt, 0.0, 12))[-1] == list(here.answer(prompt, 0.0, 12))[-1]
+
+
+def test_page_needs_nothing_beyond_its_own_requirements():
+    code = "import sys, app; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = set(run_python(code, PYTHONPATH=f"{outputs.ROOT / 'demo'}").split())
+    assert {"gradio", "transformers", "peft"} <= loaded
+    assert loaded & {"trl", "evaluate", "rouge_score", "matplotlib", "tensorboard", "nbformat", "nbclient"} == set()
+
+
+# A server and its visitors
+
+
+@pytest.fixture
+def serve(answerer):
+    """Starts the page on a free port; returns its address. Further calls start further pages."""
+    pages = []
+
+    def start(prompts=(QUESTION, "Why?")) -> str:
+        pages.append(app.page(answerer, list(prompts)))
+        _, url, _ = pages[-1].launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.SERVER)
+        return url
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+def test_ten_prompts_at_once_are_all_answered_and_few_at_the_same_time(answerer, serve, monkeypatch):
+    running, most, answer = [], [], answerer.answer
+
+    def counted(*arguments):
+        running.append(1)
+        most.append(len(running))
+        try:
+            yield from answer(*arguments)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(answerer, "answer", counted)
+    monkeypatch.setattr(chat, "stream", slowly(0.02))
+    client = Client(serve(), verbose=False)
+    prompts = [f"How do I clean {count} pans?" for count in range(10)]
+    jobs = [client.submit(prompt, 0.0, 12, api_name="/answer") for prompt in prompts]
+    assert [list(job.result(timeout=60)) for job in jobs] == [shown_for(answerer, prompt) for prompt in prompts]
+    assert max(most) == app.AT_ONCE
+
+
+def test_more_prompts_than_can_wait_are_turned_away(serve, monkeypatch):
+    monkeypatch.setattr(chat, "stream", slowly(0.05))
+    monkeypatch.setattr(app, "WAITING", 1)
+    client = Client(serve(), verbose=False)
+
+    def ask(count):
+        try:
+            return client.predict(f"How do I clean {count} pans?", 0.0, 12, api_name="/answer")
+        except Exception as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(ask, range(8)))
+    assert any("full" in result for result in results if isinstance(result, str))
+    assert sum(not isinstance(result, str) for result in results) >= app.AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("  ", 0.0, 12), "is empty"),
+        (("word " * 1000, 0.0, 12), "at most 2,000"),
+        (("word " * 300, 0.0, 12), "shorten it"),
+        ((QUESTION, 0.0, 10_000), "maximum value"),
+        ((QUESTION, 9.0, 12), "maximum value"),
+    ],
+)
+def test_what_can_not_be_answered_is_an_error_that_says_so(serve, arguments, message):
+    with pytest.raises(AppError, match=message):
+        Client(serve(), verbose=False).predict(*arguments, api_name="/answer")
+
+
+def test_failure_of_a_model_is_a_message_and_not_a_trace(answerer, serve, monkeypatch, caplog):
+    def generate(**_):
+        raise RuntimeError("secret of the machine")
+
+    monkeypatch.setattr(answerer.policies["ppo"], "generate", generate)
+    with pytest.raises(AppError, match=r"^The models failed \(RuntimeError\); try a shorter prompt\.$"):
+        Client(serve(), verbose=False).predict(QUESTION, 0.0, 12, api_name="/answer")
+    assert "secret of the machine" in caplog.text
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium found: install it (apt install chromium) to test the page in a browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, serve):
+    """Opens the page, each call as another visitor; anything that the page asks of another host fails the test."""
+    contexts, foreign, urls = [], [], []
+
+    def start():
+        urls.append(urls[0] if urls else serve())
+        contexts.append(chromium.new_context(viewport={"width": 1200, "height": 900}))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: foreign.append(request.url) if "//127.0.0.1" not in request.url else None)
+        page.goto(urls[0])
+        page.get_by_role("button", name="Decoding").click()
+        page.get_by_label("number input for Temperature").fill("0")
+        page.get_by_label("number input for Temperature").blur()
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert [url for url in foreign if not url.startswith(("data:", "blob:"))] == []
+
+
+def ask(page, prompt: str) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_role("button", name="Answer", exact=True).click()
+
+
+def box(page, name: str):
+    return page.locator(f"#{name} textarea, #{name} input")
+
+
+def expect_shown(page, expected: list[str]) -> None:
+    for i, name in enumerate(app.NAMES):
+        expect(box(page, f"reward-{name}")).to_have_value(expected[2 * i + 1], timeout=20_000)
+        assert box(page, f"answer-{name}").input_value() == expected[2 * i]
+
+
+def test_page_shows_the_three_answers_with_their_rewards(answerer, visit):
+    page = visit()
+    assert page.title() == app.TITLE
+    ask(page, QUESTION)
+    expect_shown(page, shown_for(answerer, QUESTION, answerer.profile.decoding.max_new_tokens))
+    page.get_by_text("Why?", exact=True).click()  # an example fills in the prompt
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("Why?")
+
+
+def test_second_visitor_is_answered_at_the_same_time(answerer, visit, monkeypatch):
+    monkeypatch.setattr(chat, "stream", slowly(0.1))
+    pages, prompts = [visit(), visit()], [QUESTION, "How do I grill?"]
+    for page, prompt in zip(pages, prompts, strict=True):
+        ask(page, prompt)
+    for page in pages:  # both have begun, and neither is done
+        expect(box(page, "answer-base")).not_to_have_value("", timeout=20_000)
+        assert box(page, "reward-ppo").input_value() == ""
+    for page, prompt in zip(pages, prompts, strict=True):
+        expect_shown(page, shown_for(answerer, prompt, answerer.profile.decoding.max_new_tokens))
+
+
+def test_stop_ends_the_answers(answerer, visit, monkeypatch):
+    monkeypatch.setattr(chat, "stream", slowly(0.3))
+    whole = shown_for(answerer, QUESTION, answerer.profile.decoding.max_new_tokens)
+    page = visit()
+    ask(page, QUESTION)
+    expect(box(page, "answer-sft")).not_to_have_value("", timeout=20_000)
+    page.get_by_role("button", name="Stop").click()
+    time.sleep(0.5)
+    stopped = box(page, "answer-sft").input_value()
+    time.sleep(1)
+    assert box(page, "answer-sft").input_value() == stopped and len(stopped) < len(whole[2])
+    assert box(page, "reward-sft").input_value() == ""
+
+
+@pytest.mark.parametrize("prompt", ["word " * 1000, "word " * 300])
+def test_prompt_that_is_too_long_is_a_message(visit, prompt):
+    page = visit()
+    ask(page, prompt)
+    expect(page.get_by_test_id("toast-body")).to_contain_text(re.compile("at most 2,000|shorten it"), timeout=20_000)
+    assert box(page, "answer-base").input_value() == ""
+
+
+EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
+
+
+def test_html_in_prompt_and_answer_is_shown_as_text(answerer, visit, monkeypatch):
+    def stream(*arguments, **options):
+        yield EVIL
+        return True
+
+    monkeypatch.setattr(chat, "stream", stream)
+    page = visit()
+    ask(page, EVIL)
+    expect(box(page, "answer-ppo")).to_have_value(EVIL, timeout=20_000)
+    expect(box(page, "reward-ppo")).not_to_have_value("", timeout=20_000)
+    assert page.evaluate("window.hit") is None
+
+
+def test_html_in_an_error_is_shown_as_text(answerer, visit, monkeypatch):
+    def answer(prompt, *_):
+        raise ValueError(f"the response to {prompt!r} is too long")
+        yield
+
+    monkeypatch.setattr(answerer, "answer", answer)
+    page = visit()
+    ask(page, EVIL)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("<script>window.hit = 1</script>", timeout=20_000)
+    assert page.evaluate("window.hit") is None
