@@ -136,7 +136,7 @@ def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
         with gr.Row(equal_height=True):
             for name, label in NAMES.items():
                 with gr.Column(min_width=240):
-                    size = {"lines": 9, "max_lines": 16}
+                    size = {"lines": 12, "max_lines": 16}
                     shown.append(gr.Textbox(label=label, buttons=["copy"], elem_id=f"answer-{name}", **size))
                     shown.append(gr.Textbox(label=f"Reward of {label}", elem_id=f"reward-{name}"))
         if prompts:

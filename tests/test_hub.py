@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf import cards, hub, outputs
+from rlhf import cards, hub, models, outputs
 from rlhf.generation import generate
 from rlhf.profiles import load_profile
 from rlhf.rewards import score
@@ -16,6 +16,7 @@ from rlhf.rewards import score
 import httpx2
 import pandas as pd
 import pytest
+import torch
 from conftest import run_script
 from hub_server import Hub
 from huggingface_hub import ModelCard
@@ -246,29 +247,69 @@ def test_repository_that_does_not_come_is_an_error_that_says_what_to_do(monkeypa
 # Plain use
 
 
-def readme_snippets() -> list[str]:
-    text = (outputs.ROOT / "README.md").read_text(encoding="utf-8")
+def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.slow
-def test_snippets_of_the_readme_give_the_notebooks_answers_and_scores(finished, smoke, tmp_path, monkeypatch):
-    from rlhf import models
-
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    hub.assemble(finished, REPO, repository)
-    assert len(readme_snippets()) == 3
-    code = "\n".join(readme_snippets()).replace(f'"{REPO}"', repr(str(repository)))
+def run_plain(server, folder: Path, code: str) -> str:
+    """What the code prints, given the Hub and nothing of this project."""
     code += "\nimport sys\nassert not [name for name in sys.modules if name.split('.')[0] in ('rlhf', 'trl')]"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    command, environment = [sys.executable, "-I", "-c", code], client(server, folder / "home", folder)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_snippets_of_the_readme_give_the_notebooks_answers_and_scores(server, published, finished, tmp_path):
+    readme = snippets((outputs.ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(readme) == 3
+    printed = run_plain(server, tmp_path, "\n".join(readme))
     tokenizer = models.load_tokenizer(finished)
     question = "How do I descale a kettle?"
     options = {"max_new_tokens": 96, "batch_size": 1}
     answer = generate(models.load_ppo(finished), tokenizer, [question], **options)[0]
     before = generate(models.load_sft(finished), tokenizer, [question], **options)[0]
     reward = score(models.load_reward_model(finished), tokenizer, [question], [answer]).item()
-    assert answer in done.stdout and before in done.stdout
-    printed = [float(line) for line in done.stdout.splitlines() if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", line)]
-    assert printed == [pytest.approx(reward, abs=1e-4)]
+    assert answer in printed and before in printed
+    numbers = [float(line) for line in printed.splitlines() if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", line)]
+    assert numbers == [pytest.approx(reward, abs=1e-4)]
+
+
+@pytest.mark.slow
+def test_snippets_of_the_cards_load_what_the_notebooks_load(server, published, finished, tmp_path):
+    """Told by a fixed combination of what each model makes of the same tokens."""
+    stages = cards.published_stages(finished)
+    code = "import torch\ntorch.set_num_threads(1)\n"
+    for stage in stages:
+        name = "reward_model" if stage == "reward_model_final" else "model"
+        code += "\n".join(snippets(cards.loading(finished, REPO, stage)))
+        code += f"\nwith torch.no_grad():\n    logits = {name}.eval()(torch.arange(40)[None]).logits.flatten()\n"
+        code += "print('sum', (logits * torch.arange(len(logits)).cos()).sum().item())\n"
+    printed = [float(line.split()[1]) for line in run_plain(server, tmp_path, code).splitlines() if "sum " in line]
+    load = {
+        "base": models.load_base,
+        "sft_full_final": models.load_sft,
+        "sft_qlora_final": lambda profile: models.load_sft(profile, "qlora"),
+        "reward_model_final": models.load_reward_model,
+        "ppo_trl_final": lambda profile: models.load_ppo(profile, "trl"),
+        "ppo_scratch_final": lambda profile: models.load_ppo(profile, "scratch"),
+        "ppo_aligned_final": models.load_ppo,
+    }
+    for stage, found in zip(stages, printed, strict=True):
+        with torch.no_grad():
+            logits = load[stage](finished).eval()(torch.arange(40)[None]).logits.flatten()
+        expected = (logits * torch.arange(len(logits)).cos()).sum().item()
+        assert found == pytest.approx(expected, abs=1e-3), stage
+    assert len({round(value, 2) for value in printed}) == len(stages)
+
+
+@pytest.mark.slow
+def test_demo_page_answers_from_the_hub(server, published, smoke, tmp_path):
+    code = f"import app, json\nanswerer, prompts = app.load({REPO!r})\n"
+    code += "print(json.dumps([len(prompts), *list(answerer.answer(prompts[0], 0.0, 8))[-1]]))"
+    environment = client(server, tmp_path / "home", tmp_path) | {"PYTHONPATH": str(outputs.ROOT / "demo")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, *shown = json.loads(done.stdout.splitlines()[-1])
+    assert count == 8 and len(shown) == 6 and all(re.match(r"[+-]\d+\.\d\d", reward) for reward in shown[1::2])

@@ -1,0 +1,47 @@
+"""Take the picture of the demo page that the README shows: demo/screenshot.png, by the Chromium of this machine.
+
+python scripts/screenshot.py    # the checkpoints of this machine's run, of the profile RLHF_PROFILE
+
+The prompt is the first of the evaluation's examples, answered greedily, so that equal checkpoints give equal pictures.
+"""
+
+import shutil
+import sys
+
+from rlhf import outputs
+
+from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(outputs.ROOT / "demo"))
+import app
+
+PICTURE = outputs.ROOT / "demo" / "screenshot.png"
+
+
+def main() -> int:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        print("error: no Chromium found; install it, for example by apt install chromium.", file=sys.stderr)
+        return 2
+    answerer, prompts = app.load()
+    demo = app.page(answerer, prompts)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.SERVER)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.goto(url)
+        page.get_by_role("button", name="Decoding").click()
+        page.get_by_label("number input for Temperature").fill("0")
+        page.get_by_label("Prompt", exact=True).fill(prompts[0])
+        page.get_by_role("button", name="Answer", exact=True).click()
+        for name in app.NAMES:
+            page.wait_for_function(f"document.querySelector('#reward-{name} textarea, #reward-{name} input').value")
+        page.screenshot(path=PICTURE, full_page=True)
+        browser.close()
+    demo.close()
+    print(outputs.show(PICTURE))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
