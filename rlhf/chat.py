@@ -6,9 +6,12 @@ python -m rlhf.chat --once "Why?"         # one answer on standard output, for s
 """
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
+from itertools import zip_longest
 from threading import Event, Thread
 
 from rlhf import models, rewards
@@ -24,7 +27,7 @@ POLICIES: dict[str, Callable] = {
     "ppo": models.load_ppo,
 }
 HELP = """/base /sft /ppo   who answers from now on
-/compare          the last question, answered by all three
+/compare          the last question, answered by all three side by side
 /reward           the reward of the last answer
 /help             this list
 /quit             leave (or Ctrl-D)
@@ -91,6 +94,14 @@ def stream(
     return tokens[-1] == tokenizer.eos_token_id
 
 
+def in_columns(texts: dict[str, str], width: int) -> str:
+    """The texts beside each other, each below its name and wrapped to its share of the width."""
+    each = (width - 2 * (len(texts) - 1)) // len(texts)
+    columns = [[name, "-" * len(name), *textwrap.wrap(text, each)] for name, text in texts.items()]
+    lines = zip_longest(*columns, fillvalue="")
+    return "\n".join("  ".join(cell.ljust(each) for cell in line).rstrip() for line in lines)
+
+
 class Chat:
     """What a session knows: who answers, the last question and its answer. Models are loaded when first asked."""
 
@@ -101,13 +112,17 @@ class Chat:
         self.reward_model = cache(lambda: models.load_reward_model(profile))
         self.question, self.last, self.ended = "", "", False
 
-    def ask(self, question: str, model: str | None = None) -> str:
+    def _options(self) -> dict:
+        decoding = self.profile.decoding
+        return {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
+
+    def ask(self, question: str) -> str:
         """Write the answer as it comes; Ctrl-C ends it. Returns what was written."""
-        decoding, pieces, self.ended = self.profile.decoding, [], False
-        options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
+        pieces, self.ended = [], False
 
         def answer() -> Iterator[str]:
-            self.ended = yield from stream(self.policy(model or self.model), self.tokenizer, question, **options)
+            policy = self.policy(self.model)
+            self.ended = yield from stream(policy, self.tokenizer, question, **self._options())
 
         try:
             for piece in answer():
@@ -118,6 +133,25 @@ class Chat:
         self.write("\n")
         self.question, self.last = question, "".join(pieces).strip()
         return self.last
+
+    def compare(self) -> None:
+        """The last question, answered by all in columns, one below the other where the terminal is narrow.
+
+        What is asked and answered last stays the same. Ctrl-C gives up.
+        """
+        texts = {}
+        try:
+            for model in POLICIES:
+                self.write(f"\r{model} answers ...")
+                texts[model] = "".join(stream(self.policy(model), self.tokenizer, self.question, **self._options()))
+        except KeyboardInterrupt:
+            self.write(" [stopped]\n")
+            return
+        width = shutil.get_terminal_size().columns
+        rows = [list(texts)] if width >= 80 else [[model] for model in texts]
+        self.write("\r" + " " * 20 + "\r")
+        for models_of_row in rows:
+            self.write(in_columns({model: texts[model].strip() for model in models_of_row}, width) + "\n")
 
     def reward(self) -> float:
         """As the evaluation scores it: with EOS only where the model ended the answer."""
@@ -136,10 +170,7 @@ class Chat:
         elif name in ("/compare", "/reward") and not self.question:
             self.write("Ask something first.\n")
         elif name == "/compare":
-            question = self.question
-            for model in POLICIES:
-                self.write(f"{model:<5}")
-                self.ask(question, model)
+            self.compare()
         elif name == "/reward":
             self.write(f"reward {self.reward():+.2f} (logits)\n")
         elif name.startswith("/"):

@@ -1,6 +1,8 @@
 """The chat: what is streamed is what the model answers, every command does what /help says, Ctrl-C ends an answer."""
 
+import os
 import shutil
+from itertools import pairwise
 from threading import Event
 
 from rlhf import chat, generation, models, outputs
@@ -74,15 +76,28 @@ def test_switching_changes_who_answers(session, monkeypatch):
     ]
 
 
-def test_compare_answers_the_last_question_by_all_three(session, monkeypatch):
+def test_texts_stand_beside_each_other_wrapped_to_their_share():
+    shown = chat.in_columns({"base": "one two three four", "ppo": "five six"}, width=22)
+    assert shown.split("\n") == ["base        ppo", "----        ---", "one two     five six", "three four"]
+
+
+@pytest.mark.parametrize(("width", "headings"), [(120, ["base sft ppo"]), (40, ["base", "sft", "ppo"])])
+def test_compare_shows_the_answers_of_all_three_to_the_last_question(session, monkeypatch, width, headings):
     session, written = session
     session.command("/compare")
     assert written == ["Ask something first.\n"]
     session.command(QUESTION)
-    asked = []
-    monkeypatch.setattr(session, "ask", lambda question, model=None: asked.append((question, model)))
+    last = session.last
+    monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24)))
+    monkeypatch.setattr(session, "policy", lambda name: name)
+    monkeypatch.setattr(chat, "stream", lambda policy, _, prompt, **__: iter([f"{policy} on ", prompt]))
+    written.clear()
     session.command("/compare")
-    assert asked == [(QUESTION, "base"), (QUESTION, "sft"), (QUESTION, "ppo")]
+    lines = [" ".join(line.split()) for line in "".join(written).split("\r")[-1].split("\n")]
+    assert [above for above, line in pairwise(lines) if set(line) <= set("- ") and line] == headings
+    shown = " ".join(lines)
+    assert all(f"{model} on How do" in shown for model in chat.POLICIES)
+    assert (session.question, session.last) == (QUESTION, last)
 
 
 def test_reward_is_that_of_the_last_answer(session):
