@@ -42,12 +42,10 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-def stream(
-    model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: float, stop: Event | None = None
-) -> Generator[str, None, bool]:
+def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: float) -> Generator[str, None, bool]:
     """The answer to a prompt (without template), piece by piece as it is written. Temperature 0 is greedy.
 
-    It ends early once `stop` is set, and when the caller no longer reads. The value of `yield from` is whether the
+    It ends early when the caller no longer reads. The value of `yield from` is whether the
     model ended it by itself. Raises ValueError for an empty prompt or one that leaves no room in the context.
     """
     if not prompt.strip():
@@ -59,7 +57,7 @@ def stream(
             f"the question takes {encoded['input_ids'].shape[1]} tokens, more than the {room} that leave room for an "
             f"answer; shorten it."
         )
-    stop = stop or Event()
+    stop = Event()
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     tokens: list[int] = []
