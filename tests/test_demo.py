@@ -78,11 +78,12 @@ def test_answers_and_rewards_are_those_of_the_evaluation_and_grow_piece_by_piece
 
 
 def test_visitor_who_leaves_stops_the_models(answerer, monkeypatch):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     answers = answerer.answer(QUESTION, 0.0, 16)
     next(answers)
+    assert set(threading.enumerate()) - before
     answers.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_examples_are_the_prompts_of_the_evaluation_or_those_that_were_published(profile):
