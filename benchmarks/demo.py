@@ -23,10 +23,11 @@ VISITORS = 10
 def measure(client: Client, prompt: str, temperature: float, length: int) -> tuple[float, float]:
     """Seconds from sending a prompt to the first text of any model, and to the last reward."""
     started, first = time.perf_counter(), None
-    for shown in client.submit(prompt, temperature, length, api_name="/answer"):
+    job = client.submit(prompt, temperature, length, api_name="/answer")
+    for shown in job:
         if first is None and any(shown):
             first = time.perf_counter() - started
-    assert all(shown[1::2]), f"not all were answered: {shown}"
+    assert all(job.result()[1::2]), f"not all were answered: {job.result()}"
     return first, time.perf_counter() - started
 
 

@@ -21,7 +21,7 @@ import gradio as gr
 
 TITLE = "GPT-2 before and after RLHF"
 NAMES = {"base": "Base model", "sft": "SFT", "ppo": "PPO"}
-LONGEST_PROMPT = 2_000  # characters; the context of the model may allow less
+LONGEST_PROMPT = 8_000  # characters; the context of the models usually allows less, and is checked too
 AT_ONCE, WAITING = 2, 30  # prompts that are answered at the same time, and that wait for their turn
 INTRODUCTION = """One prompt, three models. The **base model** continues text. **SFT** was fine-tuned on good answers.
 **PPO** went on from SFT and was rewarded by the reward model, whose score stands below each answer."""

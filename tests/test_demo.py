@@ -183,7 +183,7 @@ def test_more_prompts_than_can_wait_are_turned_away(serve, monkeypatch):
     ("arguments", "message"),
     [
         (("  ", 0.0, 12), "is empty"),
-        (("word " * 1000, 0.0, 12), "at most 2,000"),
+        (("word " * 2000, 0.0, 12), "at most 8,000"),
         (("word " * 300, 0.0, 12), "shorten it"),
         ((QUESTION, 0.0, 10_000), "maximum value"),
         ((QUESTION, 9.0, 12), "maximum value"),
@@ -289,11 +289,11 @@ def test_stop_ends_the_answers(answerer, visit, monkeypatch):
     assert box(page, "reward-sft").input_value() == ""
 
 
-@pytest.mark.parametrize("prompt", ["word " * 1000, "word " * 300])
+@pytest.mark.parametrize("prompt", ["word " * 2000, "word " * 300])
 def test_prompt_that_is_too_long_is_a_message(visit, prompt):
     page = visit()
     ask(page, prompt)
-    expect(page.get_by_test_id("toast-body")).to_contain_text(re.compile("at most 2,000|shorten it"), timeout=20_000)
+    expect(page.get_by_test_id("toast-body")).to_contain_text(re.compile("at most 8,000|shorten it"), timeout=20_000)
     assert box(page, "answer-base").input_value() == ""
 
 
