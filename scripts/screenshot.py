@@ -16,18 +16,19 @@ sys.path.insert(0, str(outputs.ROOT / "demo"))
 import app
 
 PICTURE = outputs.ROOT / "demo" / "screenshot.png"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 def main() -> int:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+    if CHROMIUM is None:
         print("error: no Chromium found; install it, for example by apt install chromium.", file=sys.stderr)
         return 2
     answerer, prompts = app.load()
     demo = app.page(answerer, prompts)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.SERVER)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.goto(url)
         page.get_by_role("button", name="Decoding").click()

@@ -17,12 +17,11 @@ from conftest import import_stage, run_python
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect, sync_playwright
+from screenshot import CHROMIUM, FLAGS
 
 app = import_stage("demo/app.py")
 
 QUESTION = "How do I clean a copper pan?"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture
