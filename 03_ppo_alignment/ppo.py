@@ -292,9 +292,13 @@ class PPOTrainer:
         self.rates = (settings.learning_rate, settings.value_learning_rate or settings.learning_rate)
         groups = [{"params": group} for group in groups]
         self.optimizer = torch.optim.AdamW(groups, eps=settings.adam_epsilon, weight_decay=0.0, fused=True)
-        embedding, head = policy.get_input_embeddings(), policy.get_output_embeddings()
-        if head.weight is embedding.weight:  # the head's gradient fills the whole matrix; the input's, a few rows of it
-            embedding.sparse = True
+        self.embedding, self.head_weight = policy.get_input_embeddings(), policy.get_output_embeddings().weight
+        self.tied = self.head_weight is self.embedding.weight
+        if self.tied:
+            # The head's gradient fills the whole matrix, the input's a few rows of it. Autograd would add the two in a
+            # copy of the matrix; a leaf of its own on the same memory lets `optimise` add the rows in place.
+            self.embedding.sparse = True
+            self.head_weight = self.head_weight.detach().requires_grad_(self.head_weight.requires_grad)
         self.kl = FixedKL(settings.kl_coef)
         if settings.kl_target is not None:
             self.kl = AdaptiveKL(settings.kl_coef, settings.kl_target, settings.kl_horizon)
@@ -317,6 +321,10 @@ class PPOTrainer:
             )
         if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
             raise ValueError("the tokenizer needs a pad token that is not EOS, or answers never learn to end.")
+        for name, model in (("policy", self.policy), ("reference", self.ref)):
+            head = model.get_output_embeddings()
+            if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+                raise ValueError(f"the head of the {name} is {head}, not a linear layer without bias.")
         room = self.policy.config.max_position_embeddings - settings.max_new_tokens
         for prompt, ids in zip(self.prompts, self.encoded, strict=True):
             if len(ids) > room:
@@ -467,26 +475,29 @@ class PPOTrainer:
     def _states(self, model: PreTrainedModel, rollout: Rollout, rows: torch.Tensor) -> torch.Tensor:
         """The trunk's last hidden states where it predicts the tokens of the responses: (rows, tokens, width).
 
-        Columns that are padding in all of these rows are cut off before the forward pass.
+        Columns that are padding in all of these rows are cut off before the forward pass, and so is the last token,
+        which predicts nothing, unless the state after it has a value.
         """
         used = rollout.attention[rows].any(dim=0).nonzero()
         start, prompt = int(used[0]), rollout.sequences.shape[1] - rollout.responses.shape[1]
-        end = int(used[-1]) + 1
+        end = int(used[-1]) + self.settings.score_after_eos
         attention = rollout.attention[rows, start:end]
         states = getattr(model, model.base_model_prefix)(
             input_ids=rollout.sequences[rows, start:end],
             attention_mask=attention,
             position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
         ).last_hidden_state
-        states = states[:, prompt - start - 1 :]  # one more than tokens: the last has read the whole response
+        states = states[:, prompt - start - 1 :]
         missing = rollout.responses.shape[1] - states.shape[1]
         return states[:, :missing] if missing < 0 else torch.nn.functional.pad(states, (0, 0, 0, missing))
 
     def _logprobs(self, model: PreTrainedModel, states: torch.Tensor, rollout: Rollout, rows: torch.Tensor):
         """log-probabilities of the tokens, 0 outside of the mask: (rows, tokens). No logits are made for padding."""
         mask = rollout.mask[rows].bool()
-        # The head is linear, so the temperature may divide what goes in: no second tensor of logits.
-        logits = model.get_output_embeddings()(states[mask] / self.settings.temperature)
+        weight = self.head_weight if model is self.policy else model.get_output_embeddings().weight
+        # The head is linear, so the temperature may divide what goes in: no second tensor of logits. With the large
+        # matrix on the left a CPU takes less time.
+        logits = (weight @ (states[mask] / self.settings.temperature).t()).t()
         logprobs = sequence_logprobs(logits, rollout.responses[rows][mask])
         return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logprobs)
 
@@ -569,12 +580,19 @@ class PPOTrainer:
                         ):
                             sums[name] += (value * weight).item()
                 with self._timed("optimiser"):
+                    self._join_tied_gradients()
                     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm).item()
                     self._check_finite(sums)
                     self.optimizer.step()
                     self.optimizer.zero_grad(set_to_none=True)
                 steps.append(sums)
         return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+
+    def _join_tied_gradients(self) -> None:
+        """The gradient of a matrix that is input and head: the input's rows added to the head's, in its memory."""
+        if self.tied and self.head_weight.requires_grad:
+            self.embedding.weight.grad = self.head_weight.grad.add_(self.embedding.weight.grad)
+            self.head_weight.grad = None
 
     def _check_finite(self, numbers: dict[str, float]) -> None:
         bad = [name for name, value in numbers.items() if not math.isfinite(value) and name != "explained_variance"]
