@@ -324,7 +324,9 @@ class PPOTrainer:
         for name, model in (("policy", self.policy), ("reference", self.ref)):
             head = model.get_output_embeddings()
             if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-                raise ValueError(f"the head of the {name} is {head}, not a linear layer without bias.")
+                raise ValueError(
+                    f"the head of the {name} is {head}; PPOTrainer needs a linear layer without bias, like GPT-2's."
+                )
         room = self.policy.config.max_position_embeddings - settings.max_new_tokens
         for prompt, ids in zip(self.prompts, self.encoded, strict=True):
             if len(ids) > room:

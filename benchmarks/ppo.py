@@ -101,10 +101,9 @@ class Bench:
         set_up(profile)
         self.profile, self.options = profile, options
         settings = replace(get_settings(profile), updates=updates, warmup_updates=0)
-        if options.gpt2:  # as in the published recipe: four passes over a batch; longer answers would only take longer
-            settings = replace(
-                settings, batch_size=8, micro_batch_size=8, mini_batches=1, epochs=4, max_new_tokens=32, temperature=1.0
-            )
+        if options.gpt2:  # as published: 16 prompts an update, four passes; longer answers would only take longer
+            sizes = {"batch_size": 16, "micro_batch_size": 8, "mini_batches": 1, "max_new_tokens": 32}
+            settings = replace(settings, **sizes, epochs=4, temperature=1.0)
             self.tokenizer = AutoTokenizer.from_pretrained(options.gpt2)
             questions = list(load_preferences(profile)["train"]["prompt"])[:512]
             self.config = GPT2Config(num_labels=1)
@@ -129,6 +128,7 @@ class Bench:
             self.theirs = ppo_trl.make_trainer(profile, *self.models(), self.tokenizer, prompts)
             os.environ["TENSORBOARD_LOGGING_DIR"] = folder
             self.theirs.args.output_dir = folder
+            self.theirs.args.local_rollout_forward_batch_size = settings.batch_size  # ours too answers all at once
 
     def models(self) -> list:
         """Policy, reference, reward model, value model; each call gives equal ones."""

@@ -372,6 +372,10 @@ def test_settings_that_do_not_fit_are_refused(stage):
         make(stage, dataclasses.replace(SETTINGS, mini_batches=3))
     with pytest.raises(ValueError, match="doesn't fit into the context"):
         make(stage, dataclasses.replace(SETTINGS, max_new_tokens=250))
+    policy = models.load_sft(profile)
+    policy.lm_head = torch.nn.Linear(policy.config.hidden_size, policy.config.vocab_size)
+    with pytest.raises(ValueError, match=r"head of the policy .* needs a linear layer without bias"):
+        ppo.PPOTrainer(policy, models.load_sft(profile), words, tokenizer, prompts, SETTINGS)
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(ValueError, match="pad token that is not EOS"):
         make(stage)
