@@ -845,7 +845,7 @@ def best_of_n(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
 
 
 def _mark_turns(axes, rows: pd.DataFrame, turns: pd.DataFrame, method: str, setting: str, x: str) -> None:
-    """A triangle on gold where it turns down, for each seed where turning_points.csv says that it does."""
+    """A triangle on gold where over-optimisation begins, for each seed for which turning_points.csv finds it."""
     for turn in turns[(turns.method == method) & (turns.setting == setting) & (turns.by == "gold")].itertuples():
         if turn.found:
             point = rows[(rows.seed == turn.seed) & (rows.x == turn.peak_x)]
@@ -854,7 +854,7 @@ def _mark_turns(axes, rows: pd.DataFrame, turns: pd.DataFrame, method: str, sett
 
 def _turn_legend(figure, axes) -> None:
     handles, _ = axes.get_legend_handles_labels()
-    turn = Line2D([], [], color=BLACK, marker="v", markersize=8, linestyle="none", label="gold turns down here")
+    turn = Line2D([], [], color=BLACK, marker="v", markersize=8, linestyle="none", label="over-optimised after")
     _legend(figure, [*handles, turn], columns=4)
 
 
