@@ -20,6 +20,19 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
+def set_temperature(page, value: str) -> None:
+    """Open the decoding and fill in the temperature until it stays: a page just opened may put its default back."""
+    page.get_by_role("button", name="Decoding").click()
+    field = page.get_by_label("number input for Temperature")
+    for _ in range(20):
+        field.fill(value)
+        field.blur()
+        page.wait_for_timeout(500)
+        if field.input_value() == value:
+            return
+    raise TimeoutError(f"the temperature did not stay at {value}")
+
+
 def main() -> int:
     if CHROMIUM is None:
         print("error: no Chromium found; install it, for example by apt install chromium.", file=sys.stderr)
@@ -31,8 +44,7 @@ def main() -> int:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.goto(url)
-        page.get_by_role("button", name="Decoding").click()
-        page.get_by_label("number input for Temperature").fill("0")
+        set_temperature(page, "0")
         page.get_by_label("Prompt", exact=True).fill(prompts[0])
         page.get_by_role("button", name="Answer", exact=True).click()
         for name in app.NAMES:

@@ -17,7 +17,7 @@ from conftest import import_stage, run_python
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect, sync_playwright
-from screenshot import CHROMIUM, FLAGS
+from screenshot import CHROMIUM, FLAGS, set_temperature
 
 app = import_stage("demo/app.py")
 
@@ -227,9 +227,7 @@ def visit(chromium, serve):
         page = contexts[-1].new_page()
         page.on("request", lambda request: foreign.append(request.url) if "//127.0.0.1" not in request.url else None)
         page.goto(urls[0])
-        page.get_by_role("button", name="Decoding").click()
-        page.get_by_label("number input for Temperature").fill("0")
-        page.get_by_label("number input for Temperature").blur()
+        set_temperature(page, "0")
         return page
 
     yield start
