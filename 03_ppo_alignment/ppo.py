@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf import outputs
-from rlhf.generation import left_padded, sample
+from rlhf.generation import head_logits, left_padded, sample
 from rlhf.template import format_prompt
 
 import numpy as np
@@ -480,8 +480,9 @@ class PPOTrainer:
         Columns that are padding in all of these rows are cut off before the forward pass, and so is the last token,
         which predicts nothing, unless the state after it has a value.
         """
+        tokens = rollout.responses.shape[1]
         used = rollout.attention[rows].any(dim=0).nonzero()
-        start, prompt = int(used[0]), rollout.sequences.shape[1] - rollout.responses.shape[1]
+        start, prompt = int(used[0]), rollout.sequences.shape[1] - tokens
         end = int(used[-1]) + self.settings.score_after_eos
         attention = rollout.attention[rows, start:end]
         states = getattr(model, model.base_model_prefix)(
@@ -489,17 +490,15 @@ class PPOTrainer:
             attention_mask=attention,
             position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
         ).last_hidden_state
-        states = states[:, prompt - start - 1 :]
-        missing = rollout.responses.shape[1] - states.shape[1]
-        return states[:, :missing] if missing < 0 else torch.nn.functional.pad(states, (0, 0, 0, missing))
+        states = states[:, prompt - start - 1 :][:, :tokens]
+        return torch.nn.functional.pad(states, (0, 0, 0, tokens - states.shape[1]))
 
     def _logprobs(self, model: PreTrainedModel, states: torch.Tensor, rollout: Rollout, rows: torch.Tensor):
         """log-probabilities of the tokens, 0 outside of the mask: (rows, tokens). No logits are made for padding."""
         mask = rollout.mask[rows].bool()
         weight = self.head_weight if model is self.policy else model.get_output_embeddings().weight
-        # The head is linear, so the temperature may divide what goes in: no second tensor of logits. With the large
-        # matrix on the left a CPU takes less time.
-        logits = (weight @ (states[mask] / self.settings.temperature).t()).t()
+        # The head is linear, so the temperature may divide what goes in: no second tensor of logits.
+        logits = head_logits(weight, states[mask] / self.settings.temperature)
         logprobs = sequence_logprobs(logits, rollout.responses[rows][mask])
         return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logprobs)
 

@@ -102,8 +102,15 @@ class Bench:
         self.profile, self.options = profile, options
         settings = replace(get_settings(profile), updates=updates, warmup_updates=0)
         if options.gpt2:  # as published: 16 prompts an update, four passes; longer answers would only take longer
-            sizes = {"batch_size": 16, "micro_batch_size": 8, "mini_batches": 1, "max_new_tokens": 32}
-            settings = replace(settings, **sizes, epochs=4, temperature=1.0)
+            settings = replace(
+                settings,
+                batch_size=16,
+                micro_batch_size=8,
+                mini_batches=1,
+                epochs=4,
+                max_new_tokens=32,
+                temperature=1.0,
+            )
             self.tokenizer = AutoTokenizer.from_pretrained(options.gpt2)
             questions = list(load_preferences(profile)["train"]["prompt"])[:512]
             self.config = GPT2Config(num_labels=1)
