@@ -1,14 +1,14 @@
-"""Stage 1's data: the chosen answers as prompt and completion, and their tokens with the labels of the loss."""
+"""Stage 1's data: the chosen answers as prompt and completion, and the lengths of the texts."""
+
+from collections import Counter
 
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.models import load_tokenizer
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
 
+import pandas as pd
 from datasets import Dataset, DatasetDict
-
-IGNORED = -100  # a label that the loss leaves out
-ENDINGS = ("eos", "none", "pad_is_eos")
 
 
 def get_sft_datasets(profile: Profile) -> DatasetDict:
@@ -28,24 +28,11 @@ def get_sft_datasets(profile: Profile) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def tokenize(examples: Dataset, tokenizer, ending: str = "eos") -> Dataset:
-    """Columns input_ids and labels: the loss is taken on the completion only, prompt labels are IGNORED.
-
-    `ending` is how the example ends: "eos", an end-of-sequence token that is learned like any other; "none", without
-    one; "pad_is_eos", with one that no loss sees, as when pad and EOS are the same token and padding is masked.
-    Raises ValueError for any other ending.
-    """
-    if ending not in ENDINGS:
-        raise ValueError(f"ending {ending!r} is none of {', '.join(ENDINGS)}.")
-    prompt_ids = tokenizer(list(examples["prompt"]), truncation=False, verbose=False)["input_ids"]
-    texts = [p + c for p, c in zip(examples["prompt"], examples["completion"], strict=True)]
-    all_ids = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    rows = {"input_ids": [], "labels": []}
-    for prompt, ids in zip(prompt_ids, all_ids, strict=True):
-        labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-        if ending != "none":
-            ids = [*ids, tokenizer.eos_token_id]
-            labels = [*labels, tokenizer.eos_token_id if ending == "eos" else IGNORED]
-        rows["input_ids"].append(ids)
-        rows["labels"].append(labels)
-    return Dataset.from_dict(rows)
+def length_histogram(profile: Profile, tokenizer, rows: Dataset) -> pd.DataFrame:
+    """How many prompts, chosen and rejected answers are how long: columns text, tokens (left edge of a bin), count."""
+    bins, step = [], max(4, profile.sft.max_length // 64)
+    for column in ("prompt", "chosen", "rejected"):
+        lengths = [len(ids) for ids in tokenizer(list(rows[column]), truncation=False, verbose=False)["input_ids"]]
+        counts = Counter(length // step * step for length in lengths)
+        bins += [(column, left, counts[left]) for left in range(0, max(counts) + step, step)]
+    return pd.DataFrame(bins, columns=["text", "tokens", "count"])

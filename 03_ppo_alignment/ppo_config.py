@@ -1,13 +1,9 @@
-"""The settings of PPO for each profile, each with the reason for its value. ppo.Settings says what each means."""
+"""The settings of PPO for each profile, each with the reason for its value. rlhf.ppo.settings says what each means."""
 
 from dataclasses import replace
 
+from rlhf.ppo.settings import Settings
 from rlhf.profiles import LAB, Profile
-
-from ppo import Settings
-
-# Tokens with the template; a batch is padded to its longest prompt, so longer ones are left out.
-MAX_PROMPT_TOKENS = 256
 
 _LAB = Settings(
     # The proxy gains most in the first dozen; more mostly buys KL, not quality.
@@ -23,14 +19,16 @@ _LAB = Settings(
     # Those of the profile's decoding: the evaluation samples from what was trained.
     max_new_tokens=LAB.decoding.max_new_tokens,
     temperature=LAB.decoding.temperature,
+    # Longer prompts are left out: a batch is padded to its longest.
+    max_prompt_tokens=256,
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
     learning_rate=2e-4,
     # Adam gives each weight the same speed however small its gradient, and most gradients of PPO are noise: at 1e-8 all
     # weights drift at once. About the size of the gradients, it lets only what rises above them move; in trials that
     # gave the same gain of reward for less than half of the KL.
     adam_epsilon=1e-3,
-    # The head of ppo.py is one new layer that starts at zero: at the policy's rate it would hardly move. TRL has one
-    # rate for both.
+    # The head of the project's own trainer is a new layer that starts at zero: at the policy's rate it would hardly
+    # move. TRL has one rate for both.
     value_learning_rate=1e-3,
     # The value function starts with no idea of the returns; let it learn some before the policy moves at full speed.
     warmup_updates=4,
@@ -39,11 +37,11 @@ _LAB = Settings(
     # Far more than a run needs: beyond it the reward model judges what it has never seen, and more updates are wasted.
     kl_ceiling=30.0,
     # As in Schulman et al. 2017.
-    clip=0.2,
+    cliprange=0.2,
     # In standard deviations of the reward: the value starts far off, so not little.
-    value_clip=1.0,
+    cliprange_value=1.0,
     # The value loss is larger than the policy loss: a small weight is enough.
-    value_coef=0.1,
+    vf_coef=0.1,
     # Answers are short and the reward comes at the end, so nothing is discounted.
     gamma=1.0,
     # Generalised advantage estimation (Schulman et al. 2016) at its Monte Carlo end. Below 1, the reward at the end of

@@ -5,17 +5,13 @@ python benchmarks/demo.py [--repetitions 10]    # the checkpoints of this machin
 
 import argparse
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from rlhf import outputs
+from rlhf import demo
 
 import torch
 from gradio_client import Client
-
-sys.path.insert(0, str(outputs.ROOT / "demo"))
-import app
 
 VISITORS = 10
 
@@ -39,9 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=10, help="prompts of the lone visitor")
     options = parser.parse_args()
-    answerer, prompts = app.load()
-    page = app.page(answerer, prompts)
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.SERVER)
+    answerer, prompts = demo.load()
+    page = demo.page(answerer, prompts)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.SERVER)
     decoding = answerer.profile.decoding
     settings = (decoding.temperature, decoding.max_new_tokens)
     client = Client(url, verbose=False)

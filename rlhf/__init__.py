@@ -1,6 +1,18 @@
-"""What the three stages share: settings, data, models, decoding, scoring, metrics, figures, outputs."""
+"""The package of the case study. Floors, each importing from lower ones alone:
+
+0  runtime, outputs, template, registry, download
+1  profiles, data, lab
+2  models, generation, metrics, training
+3  sft, reward, ppo
+4  evaluation, studies, plots
+5  hub, chat, notebooks, report
+"""
 
 import logging
+import os
 
+# transformers' Trainer puts a model on all visible GPUs at once, which multiplies the batch of every profile. Which GPU
+# is seen can only be said before CUDA starts, so here: the first one of those that may be used.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 # bitsandbytes asks at every import on a CPU for a package that it does without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -10,22 +10,20 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import zip_longest
-from threading import Event, Thread
+from threading import Event
 
-from rlhf import models, rewards
+from rlhf import models
 from rlhf.profiles import Profile, load_profile, set_up
+from rlhf.reward.scoring import score
 from rlhf.template import format_prompt
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-POLICIES: dict[str, Callable] = {
-    "base": lambda profile: models.load_base(profile).eval(),
-    "sft": lambda profile: models.load_sft(profile, "full"),
-    "ppo": models.load_ppo,
-}
+POLICIES = {"base": "base", "sft": "sft_full", "ppo": "ppo_aligned"}  # the registry's key of each command
 HELP = """/base /sft /ppo   who answers from now on
 /compare          the last question, answered by all three side by side
 /reward           the reward of the last answer
@@ -34,19 +32,11 @@ HELP = """/base /sft /ppo   who answers from now on
 Ctrl-C ends an answer, not the program."""
 
 
-class _Stop(StoppingCriteria):
-    def __init__(self, event: Event):
-        self.event = event
-
-    def __call__(self, input_ids, scores, **_):
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
 def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: float) -> Generator[str, None, bool]:
     """The answer to a prompt (without template), piece by piece as it is written. Temperature 0 is greedy.
 
-    It ends early when the caller no longer reads. The value of `yield from` is whether the
-    model ended it by itself. Raises ValueError for an empty prompt or one that leaves no room in the context.
+    It ends early when the caller no longer reads. The value of `yield from` is whether the model ended it by itself.
+    Raises ValueError for an empty prompt or one that leaves no room in the context.
     """
     if not prompt.strip():
         raise ValueError("the question is empty; ask something.")
@@ -57,13 +47,14 @@ def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: f
             f"the question takes {encoded['input_ids'].shape[1]} tokens, more than the {room} that leave room for an "
             f"answer; shorten it."
         )
-    stop = Event()
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    tokens: list[int] = []
-    failed: list[Exception] = []
+    streamer, stop = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
 
-    def write() -> None:
+    def is_stopped(input_ids, scores, **_) -> torch.Tensor:
+        return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
+
+    def write() -> int:
+        """The last token."""
         try:
             rows = model.generate(
                 input_ids=encoded["input_ids"],
@@ -72,24 +63,20 @@ def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: f
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
+                stopping_criteria=StoppingCriteriaList([is_stopped]),
                 **sampling,
             )
-            tokens.extend(rows[0].tolist())
-        except Exception as error:  # raised again where the answer is read
-            failed.append(error)
-            streamer.end()
+            return rows[0, -1].item()
+        finally:
+            streamer.end()  # after an error too, or its reader would wait for ever
 
-    thread = Thread(target=write, daemon=True)
-    thread.start()
-    try:
-        yield from streamer
-    finally:
-        stop.set()
-        thread.join()
-    if failed:
-        raise failed[0]
-    return tokens[-1] == tokenizer.eos_token_id
+    with ThreadPoolExecutor(1) as pool:
+        last_token = pool.submit(write)
+        try:
+            yield from streamer
+        finally:
+            stop.set()
+    return last_token.result() == tokenizer.eos_token_id
 
 
 def in_columns(texts: dict[str, str], width: int) -> str:
@@ -106,24 +93,22 @@ class Chat:
     def __init__(self, profile: Profile, model: str, write: Callable[[str], None]):
         self.profile, self.model, self.write = profile, model, write
         self.tokenizer = models.load_tokenizer(profile)
-        self.policy = cache(lambda name: POLICIES[name](profile))
+        self.policy = cache(lambda name: models.load_policy(profile, POLICIES[name]))
         self.reward_model = cache(lambda: models.load_reward_model(profile))
+        decoding = profile.decoding
+        self.options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
         self.question, self.last, self.ended = "", "", False
-
-    def _options(self) -> dict:
-        decoding = self.profile.decoding
-        return {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
 
     def ask(self, question: str) -> str:
         """Write the answer as it comes; Ctrl-C ends it. Returns what was written."""
         pieces, self.ended = [], False
 
-        def answer() -> Iterator[str]:
+        def read() -> Iterator[str]:
             policy = self.policy(self.model)
-            self.ended = yield from stream(policy, self.tokenizer, question, **self._options())
+            self.ended = yield from stream(policy, self.tokenizer, question, **self.options)
 
         try:
-            for piece in answer():
+            for piece in read():
                 pieces.append(piece)
                 self.write(piece)
         except KeyboardInterrupt:
@@ -141,7 +126,7 @@ class Chat:
         try:
             for model in POLICIES:
                 self.write(f"\r{model} answers ...")
-                texts[model] = "".join(stream(self.policy(model), self.tokenizer, self.question, **self._options()))
+                texts[model] = "".join(stream(self.policy(model), self.tokenizer, self.question, **self.options))
         except KeyboardInterrupt:
             self.write(" [stopped]\n")
             return
@@ -153,8 +138,7 @@ class Chat:
 
     def reward(self) -> float:
         """As the evaluation scores it: with EOS only where the model ended the answer."""
-        ended = [self.ended]
-        return rewards.score(self.reward_model(), self.tokenizer, [self.question], [self.last], ended=ended).item()
+        return score(self.reward_model(), self.tokenizer, [self.question], [self.last], [self.ended]).item()
 
     def command(self, line: str) -> bool:
         """Carry out a line; False ends the session."""

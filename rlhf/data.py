@@ -6,7 +6,7 @@ All three stages use the same split by prompt, so that no test prompt, nor a cop
 import re
 from pathlib import Path
 
-from rlhf import hub
+from rlhf import download
 from rlhf.lab import corpus
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
@@ -88,18 +88,16 @@ def _load_local(path: Path):
 
 def _load_rows(name: str) -> Dataset:
     """The rows of a local folder or file, or of a data set on the Hub."""
-    if Path(name).exists():
-        loaded = _load_local(Path(name))
-    else:
-        hub.go_offline_without_connection()
+    path = Path(name)
+    if not path.exists():
         try:
-            loaded = datasets.load_dataset(name)
-        except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+            path = download.fetch(name, kind="dataset")
+        except ConnectionError as error:
             raise ConnectionError(
-                f"data set {name!r} can't be loaded ({type(error).__name__}); without the Hub, set RLHF_DATASET to a "
-                f"local folder or file with the columns {', '.join(COLUMNS)}, or use the offline profile: "
-                f"RLHF_PROFILE=lab."
+                f"{error} Without the Hub, set RLHF_DATASET to a local folder or file with the columns "
+                f"{', '.join(COLUMNS)}, or use the offline profile: RLHF_PROFILE=lab."
             ) from error
+    loaded = _load_local(path)
     if isinstance(loaded, DatasetDict):
         split = "train" if "train" in loaded else next(iter(loaded))
         loaded = loaded[split]
@@ -173,3 +171,14 @@ def drop_too_long(rows: Dataset, tokenizer, limit: int, answers: tuple[str, ...]
     if not kept:
         raise ValueError(f"{name}: no row fits into {limit} tokens; raise max_length or shorten the texts.")
     return rows.select(kept)
+
+
+def training_prompts(profile: Profile, tokenizer, max_tokens: int) -> list[str]:
+    """The distinct prompts of the training split, without template: what PPO answers while it trains.
+
+    A prompt that takes more than `max_tokens` with its template, or leaves no room for an answer of max_new_tokens in
+    the context, is counted and left out: a batch is padded to its longest prompt, so one alone costs memory for all.
+    """
+    rows = load_preferences(profile)["train"]
+    room = min(tokenizer.model_max_length, profile.sft.max_length) - profile.decoding.max_new_tokens
+    return list(dict.fromkeys(drop_too_long(rows, tokenizer, min(room, max_tokens), (), "PPO prompts")["prompt"]))

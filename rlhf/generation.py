@@ -1,5 +1,7 @@
 """Batched decoding of many prompts, and the log-probability of what was answered."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlhf.template import format_prompt
@@ -16,10 +18,10 @@ class Answer(NamedTuple):
     ended: bool  # whether the model stopped by itself
 
 
-def answer(
+def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
+    prompts: Sequence[str],
     *,
     max_new_tokens: int,
     batch_size: int,
@@ -32,7 +34,8 @@ def answer(
     """Answer each prompt (without template) in its order. `temperature` 0 is greedy or beam search, else sampling.
 
     Prompts are sorted by length, batched and padded on the left: a decoder continues from the last position, which
-    must be the prompt's. Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
+    must be the prompt's. What is drawn for a prompt depends on `seed` and the prompt (uniform_draws), not on the batch.
+    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
     """
     encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
     context = model.config.max_position_embeddings
@@ -42,30 +45,52 @@ def answer(
                 f"prompt {prompt[:60]!r} has {len(ids)} tokens with its template; with {max_new_tokens} new tokens it "
                 f"doesn't fit into the context of {context}; shorten it or leave it out."
             )
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    draws = uniform_draws(str(seed), prompts, max_new_tokens) if temperature > 0 else None
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     answers: list[Answer | None] = [None] * len(prompts)
-    with torch.random.fork_rng(), tqdm(total=len(prompts), desc=description, unit="prompt", mininterval=5) as progress:
-        torch.manual_seed(seed)
+    with tqdm(total=len(prompts), desc=description, unit="prompt", mininterval=5) as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            new = _generate(
-                model,
-                tokenizer,
-                [encoded[i] for i in batch],
-                max_new_tokens,
-                temperature,
-                num_beams,
-                repetition_penalty,
-            )
-            for i, ids in zip(batch, new, strict=True):
-                answers[i] = _as_answer(ids, tokenizer)
+            ids, mask = (tensor.to(model.device) for tensor in left_padded([encoded[i] for i in batch], pad))
+            if draws is not None:
+                tokens = sample(model, ids, mask, draws[batch], temperature=temperature, eos=eos, pad=pad).tokens
+            else:
+                with torch.no_grad():
+                    tokens = model.generate(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        max_new_tokens=max_new_tokens,
+                        num_beams=num_beams,
+                        repetition_penalty=repetition_penalty,
+                        do_sample=False,
+                        pad_token_id=pad,
+                        eos_token_id=eos,
+                    )[:, ids.shape[1] :]
+            for i, row in zip(batch, tokens.tolist(), strict=True):
+                answers[i] = _as_answer(row, tokenizer)
             progress.update(len(batch))
     return answers
 
 
-def generate(model, tokenizer, prompts: list[str], **options) -> list[str]:
-    """The texts of `answer`."""
-    return [reply.text for reply in answer(model, tokenizer, prompts, **options)]
+def generate_texts(model, tokenizer, prompts: Sequence[str], **options) -> list[str]:
+    """The texts of `generate_answers`."""
+    return [answer.text for answer in generate_answers(model, tokenizer, prompts, **options)]
+
+
+def uniform_draws(seed: str, prompts: Sequence[str], count: int) -> torch.Tensor:
+    """The random numbers that answers are drawn with, `count` for each prompt: (prompts, count), in [0, 1), float64.
+
+    A row is made of `seed`, the prompt and how often it has stood before in `prompts`, so an answer depends neither on
+    the batch that it is drawn in nor on its neighbours, and two models that answer one prompt share their luck.
+    """
+    seen: dict[str, int] = {}
+    rows = np.empty((len(prompts), count))
+    for row, prompt in zip(rows, prompts, strict=True):
+        seen[prompt] = seen.get(prompt, -1) + 1
+        digest = hashlib.sha256(f"{seed}\n{seen[prompt]}\n{prompt}".encode(errors="surrogatepass")).digest()
+        row[:] = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
+    return torch.from_numpy(rows)
 
 
 def left_padded(encoded: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,12 +101,19 @@ def left_padded(encoded: list[list[int]], pad: int) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
+def right_padded(encoded: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (rows, tokens), padded on the right, as reading whole texts needs it."""
+    width = max(map(len, encoded))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in encoded])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in encoded])
+    return ids, mask
+
+
 class Sampled(NamedTuple):
-    """What `sample` drew. Padding stands after EOS, with log-probability and state 0."""
+    """What `sample` drew. Padding stands after EOS, with log-probability 0."""
 
     tokens: torch.Tensor  # (rows, tokens)
     logprobs: torch.Tensor  # (rows, tokens), in nats, under the distribution that the tokens were drawn from
-    states: torch.Tensor  # (rows, tokens, width): the trunk's last hidden state that predicted each token
 
 
 @torch.no_grad()
@@ -89,40 +121,40 @@ def sample(
     model: PreTrainedModel,
     ids: torch.Tensor,
     mask: torch.Tensor,
+    draws: torch.Tensor,
     *,
-    max_new_tokens: int,
     temperature: float,
     eos: int,
     pad: int,
 ) -> Sampled:
-    """Draw answers from softmax(logits / temperature), one token at a time, until EOS or `max_new_tokens`.
+    """Draw answers from softmax(logits / temperature), one token at a time, until EOS or until the draws are used up.
 
-    ids, mask: (rows, tokens), padded on the left. Each token takes one uniform number per row, looked up in the
-    cumulative distribution; `generate` of transformers draws one for each row and entry of the vocabulary, on a CPU a
-    third of its time. Rows that have ended leave the batch. Raises ValueError for a temperature that is not positive.
+    ids, mask: (rows, prompt tokens), padded on the left; draws: (rows, max_new_tokens), uniform in [0, 1). Each token
+    takes one of them, looked up in the cumulative distribution; `generate` of transformers draws one for each row and
+    entry of the vocabulary, on a CPU a third of its time. Rows that have ended leave the batch. Raises ValueError for a
+    temperature that is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive.")
-    trunk, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
-    device, rows = ids.device, len(ids)
+    trunk = getattr(model, model.base_model_prefix)
+    rows, max_new_tokens = draws.shape
+    device, draws = ids.device, draws.to(ids.device)
     tokens = torch.full((rows, max_new_tokens), pad, device=device)
     logprobs = torch.zeros(rows, max_new_tokens, device=device)
-    states = torch.zeros(rows, max_new_tokens, model.config.hidden_size, device=device)
     places, done = torch.arange(rows, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
     cache, positions = DynamicCache(config=model.config), (mask.cumsum(dim=1) - 1).clamp(min=0)
     for t in range(max_new_tokens):
         output = trunk(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        state = output.last_hidden_state[:, -1]
-        distribution = torch.log_softmax(_logits(head, state).float() / temperature, dim=-1)
+        logits = head_logits(model, output.last_hidden_state[:, -1], temperature).contiguous()
+        distribution = torch.log_softmax(logits, dim=-1)
         cumulative = distribution.exp().cumsum(dim=-1, dtype=torch.float64)
-        drawn = torch.rand(rows, 1, dtype=torch.float64).to(device)[places] * cumulative[:, -1:]
+        drawn = draws[places, t, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, drawn, right=True).clamp(max=cumulative.shape[1] - 1)
         live = places[~done]
         tokens[live, t] = chosen[~done].squeeze(1)
         logprobs[live, t] = distribution.gather(1, chosen)[~done].squeeze(1)
-        states[live, t] = state[~done].float()
         done = done | (chosen.squeeze(1) == eos)
         if done.all():
             break
@@ -132,41 +164,22 @@ def sample(
             cache.batch_select_indices(kept)
             places, done, chosen, mask, positions = (x[kept] for x in (places, done, chosen, mask, positions))
         ids = chosen
-    return Sampled(tokens[:, : t + 1], logprobs[:, : t + 1], states[:, : t + 1])
+    return Sampled(tokens[:, : t + 1], logprobs[:, : t + 1])
 
 
-def head_logits(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """states @ weight.T, (rows, vocabulary), of a linear head without bias: weight (vocabulary, width).
+def head_logits(model: PreTrainedModel, states: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """logits / temperature of the trunk's last hidden states, in float32: (rows, vocabulary) from (rows, width).
 
-    The large matrix stands on the left: for few rows that takes a CPU half the time.
+    Under autocast too: GPT-2's logits lie near -100, where bfloat16 rounds to halves, and log-probabilities would be
+    wrong by as much. A linear head lets the temperature divide what goes in, which is smaller. With few rows a CPU
+    takes half the time when the large matrix stands on the left.
     """
-    return (weight @ states.t()).t()
-
-
-def _logits(head: torch.nn.Module, state: torch.Tensor) -> torch.Tensor:
-    if type(head) is not torch.nn.Linear or head.bias is not None:
-        return head(state)
-    return head_logits(head.weight, state).contiguous()
-
-
-@torch.no_grad()
-def _generate(model, tokenizer, encoded, max_new_tokens, temperature, num_beams, repetition_penalty) -> list[list[int]]:
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    ids, mask = (tensor.to(model.device) for tensor in left_padded(encoded, pad))
-    if temperature > 0:
-        drawn = sample(model, ids, mask, max_new_tokens=max_new_tokens, temperature=temperature, eos=eos, pad=pad)
-        return drawn.tokens.tolist()
-    generated = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        repetition_penalty=repetition_penalty,
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=eos,
-    )
-    return generated[:, ids.shape[1] :].tolist()
+    head = model.get_output_embeddings()
+    with torch.autocast(states.device.type, enabled=False):
+        states = states.float()
+        if type(head) is not torch.nn.Linear or head.bias is not None:
+            return head(states.to(head.weight.dtype)).float() / temperature
+        return (head.weight.float() @ (states / temperature).t()).t()
 
 
 def _as_answer(ids: list[int], tokenizer) -> Answer:
@@ -177,11 +190,11 @@ def _as_answer(ids: list[int], tokenizer) -> Answer:
 
 
 @torch.no_grad()
-def response_logprobs(
+def answer_logprobs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
-    answers: list[Answer],
+    prompts: Sequence[str],
+    answers: Sequence[Answer],
     *,
     batch_size: int,
     temperature: float = 1.0,
@@ -191,23 +204,18 @@ def response_logprobs(
     `temperature` is that of the sampling: p is the distribution that the tokens were drawn from.
     """
     encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
-    rows = [ids + list(reply.token_ids) for ids, reply in zip(encoded, answers, strict=True)]
+    rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     totals = np.zeros(len(rows))
     trunk = getattr(model, model.base_model_prefix)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width = max(len(rows[i]) for i in batch)
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(batch):  # padding on the right: positions then need no correction
-            ids[row, : len(rows[i])] = torch.tensor(rows[i])
-            mask[row, : len(rows[i])] = 1
+        ids, mask = right_padded([rows[i] for i in batch], tokenizer.pad_token_id)  # positions need no correction
         hidden = trunk(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).last_hidden_state
         for row, i in enumerate(batch):
             # Logits of the answer alone and of one row at a time: batch x tokens x vocabulary is gigabytes for GPT-2.
             answered = hidden[row, len(encoded[i]) - 1 : len(rows[i]) - 1]
-            logprobs = torch.log_softmax(model.get_output_embeddings()(answered).float() / temperature, dim=-1)
+            logprobs = torch.log_softmax(head_logits(model, answered, temperature), dim=-1)
             chosen = torch.tensor(answers[i].token_ids, dtype=torch.long, device=model.device)
             totals[i] = logprobs.gather(-1, chosen[:, None]).sum(dtype=torch.float64).item()
     return totals

@@ -1,59 +1,50 @@
-"""What is measured: ROUGE, preference accuracy, intervals, paired differences, diversity, over-optimisation."""
+"""What is measured: ROUGE, intervals, paired differences, diversity, calibration, best of n, over-optimisation."""
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.special import comb
 from scipy.stats import spearmanr
 
 RESAMPLES = 2_000
 SUMMARY_COLUMNS = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
-
-
-@cache
-def _rouge_metric():
-    import evaluate  # takes more than a second, which who needs no ROUGE need not wait for
-
-    return evaluate.load(str(Path(__file__).parent / "rouge_metric"), keep_in_memory=True)
+LEVEL = 0.95  # of every interval
+LIMITS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """F-measure of rouge1, rouge2 and rougeL of each prediction, with stemming: arrays of (n,).
+    """F-measure of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) of each prediction, with Porter stemming: arrays of (n,).
 
     Raises ValueError for empty or unequal lists.
     """
     if len(predictions) != len(references) or not predictions:
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} references; give equally many, at least one of each."
+            f"{len(predictions)} predictions and {len(references)} references; give equally many, and some."
         )
-    scores = _rouge_metric().compute(predictions=list(predictions), references=list(references))
-    return {name: np.asarray(values) for name, values in scores.items()}
+    scorer = RougeScorer(ROUGE, use_stemmer=True)
+    scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
+    return {name: np.array([score[name].fmeasure for score in scores]) for name in ROUGE}
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F-measure of rouge1, rouge2 and rougeL, with stemming, as in the published evaluation."""
-    return {name: float(values.mean()) for name, values in rouge_per_example(predictions, references).items()}
-
-
-def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of `values` with its percentile bootstrap interval (Efron 1979): (mean, low, high).
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of `values` with its 95 % percentile bootstrap interval (Efron 1979): (mean, low, high).
 
     The values must be independent: one per prompt, not several answers to one. Raises ValueError for no values.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"values of shape {values.shape} have no bootstrap interval; give one number per prompt.")
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), LIMITS)
     return float(values.mean()), float(low), float(high)
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
     """Mean of values - baseline, prompt by prompt, with its 95 % bootstrap interval.
 
     Pairing takes out the spread between easy and hard prompts, which both models share. Raises ValueError for
@@ -61,7 +52,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: 
     """
     if len(values) != len(baseline):
         raise ValueError(f"{len(values)} values against {len(baseline)}; a paired test needs both for every prompt.")
-    return bootstrap_interval(np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float), seed=seed)
+    return bootstrap_interval(np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float))
 
 
 def wins(values: Sequence[float], baseline: Sequence[float]) -> np.ndarray:
@@ -130,13 +121,10 @@ def calibration(margins: Sequence[float], bins: int = 10) -> pd.DataFrame:
     """
     margins = np.asarray(margins, dtype=float)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
-    correct = (np.sign(margins) + 1) / 2
+    correct = wins(margins, np.zeros(len(margins)))
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    rows = []
-    for i in range(bins):
-        inside = place == i
-        if inside.any():
-            rows.append((confidence[inside].mean(), *bootstrap_interval(correct[inside]), int(inside.sum())))
+    members = [place == i for i in np.unique(place)]
+    rows = [(confidence[m].mean(), *bootstrap_interval(correct[m]), int(m.sum())) for m in members]
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "ci_low", "ci_high", "n"])
 
 
@@ -145,7 +133,7 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
     return float(np.average((table.confidence - table.accuracy).abs(), weights=table.n))
 
 
-def rank_correlation(values: Sequence[float], others: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
     """Spearman's rank correlation with its 95 % bootstrap interval over the pairs: (correlation, low, high).
 
     A constant has no order: all three are NaN. Raises ValueError for unequal lengths or less than three pairs.
@@ -155,13 +143,10 @@ def rank_correlation(values: Sequence[float], others: Sequence[float], seed: int
         raise ValueError(f"{len(values)} values and {len(others)} others; a correlation needs three pairs or more.")
     if np.ptp(values) == 0 or np.ptp(others) == 0:
         return (math.nan,) * 3
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    drawn = [
-        spearmanr(values[draw], others[draw]).statistic
-        for draw in draws
-        if np.ptp(values[draw]) and np.ptp(others[draw])
-    ]
-    return (float(spearmanr(values, others).statistic), *map(float, np.quantile(drawn, [0.025, 0.975])))
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    pairs = [(values[rows], others[rows]) for rows in draws if np.ptp(values[rows]) and np.ptp(others[rows])]
+    drawn = [spearmanr(*pair).statistic for pair in pairs]
+    return (float(spearmanr(values, others).statistic), *map(float, np.quantile(drawn, LIMITS)))
 
 
 def best_of_n_kl(n: int) -> float:
@@ -189,15 +174,8 @@ def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     answers = scores.shape[1]
     if not 1 <= n <= answers:
         raise ValueError(f"the best of {n} can't be drawn from {answers} answers; n must be from 1 to {answers}.")
-    order = np.argsort(scores, axis=1, kind="stable")
-
-    def log_choose(total, k):
-        return gammaln(total + 1) - gammaln(k + 1) - gammaln(total - k + 1)
-
-    weights = np.zeros(answers)
-    places = np.arange(n - 1, answers)
-    weights[places] = np.exp(log_choose(places, n - 1) - log_choose(answers, n))
-    return np.take_along_axis(values, order, axis=1) @ weights
+    weights = comb(np.arange(answers), n - 1) / comb(answers, n)
+    return np.take_along_axis(values, np.argsort(scores, axis=1, kind="stable"), axis=1) @ weights
 
 
 class OverOptimisation(NamedTuple):
@@ -219,9 +197,7 @@ def over_optimisation(proxy: np.ndarray, truth: np.ndarray) -> OverOptimisation:
     """
     proxy, truth = np.asarray(proxy, dtype=float), np.asarray(truth, dtype=float)
     if proxy.shape != truth.shape or proxy.ndim != 2 or proxy.shape[1] < 4:
-        raise ValueError(
-            f"proxy {proxy.shape} and truth {truth.shape} must be of the same points and four prompts or more."
-        )
+        raise ValueError(f"proxy {proxy.shape} and truth {truth.shape} need the same points and four prompts or more.")
     peak = int(truth[:, ::2].mean(axis=1).argmax())
     end = peak + int(proxy[peak:, ::2].mean(axis=1).argmax())
     changes = [paired_difference(curve[end, 1::2], curve[peak, 1::2]) for curve in (proxy, truth)]

@@ -4,14 +4,12 @@ All of them share one tokenizer whose pad token is not its end-of-sequence token
 safetensors, for exact merging and scoring; training lowers the precision by autocast where the hardware has bfloat16.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
-from rlhf import hub, outputs
+from rlhf import download, outputs, registry, runtime
 from rlhf.lab import base_model
 from rlhf.profiles import Profile
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import (
@@ -25,16 +23,6 @@ from transformers import (
 )
 
 PAD = "<|pad|>"
-PUBLISHED_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant: {response}"  # of nabeelshan/rlhf-gpt2-pipeline's reward model
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def use_bf16() -> bool:
-    """Whether to train under bfloat16 autocast: only where the hardware computes in it."""
-    return base_model.bf16_is_native()
 
 
 def attention(profile: Profile) -> str:
@@ -42,7 +30,7 @@ def attention(profile: Profile) -> str:
 
     The memory that the kernel saves matters for long texts only.
     """
-    return base_model.CPU_ATTENTION if profile.lab and device().type == "cpu" else "sdpa"
+    return base_model.CPU_ATTENTION if profile.lab and runtime.device().type == "cpu" else "sdpa"
 
 
 def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -53,12 +41,11 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """
     if profile.lab:
         model, tokenizer = base_model.load_or_pretrain(profile)
-        return model.to(device()).eval(), tokenizer
-    if not Path(profile.model).exists():
-        hub.go_offline_without_connection()
+        return model.to(runtime.device()).eval(), tokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(profile.model)
-        model = AutoModelForCausalLM.from_pretrained(profile.model, dtype=torch.float32, use_safetensors=True)
+        path = download.fetch(profile.model)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"model {profile.model!r} can't be loaded ({str(error).splitlines()[0][:200]}); without the Hub, set "
@@ -67,7 +54,7 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
         ) from error
     add_pad_token(model, tokenizer)
     outputs.save_checkpoint(profile, "base", model, tokenizer)
-    return model.to(device()).eval(), tokenizer
+    return model.to(runtime.device()).eval(), tokenizer
 
 
 def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -79,8 +66,8 @@ def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         old = model.get_input_embeddings().num_embeddings
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
+        with runtime.isolated_generator(0), torch.no_grad():  # the new rows are drawn before they get their values
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
                 layer.weight[old:] = layer.weight[:old].mean(dim=0)
     for config in (model.config, model.generation_config):
@@ -96,14 +83,14 @@ def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
     path = outputs.require_checkpoint(profile, "base")
     options = {"dtype": torch.float32, "attn_implementation": attention(profile)}
     if quantized:
-        compute = torch.bfloat16 if use_bf16() else torch.float32
+        compute = torch.bfloat16 if runtime.bf16_is_native() else torch.float32
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
         )
-        options["device_map"] = {"": device()}
+        options["device_map"] = {"": runtime.device()}
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if not quantized:
-        return model.to(device())
+        return model.to(runtime.device())
     for module in model.modules():
         # On a CPU with bfloat16, bitsandbytes 0.50 repacks the weights at the first evaluation, for a kernel that has
         # no gradient: training after it would fail. Keep the packing that trains.
@@ -112,36 +99,37 @@ def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
     return model
 
 
-def load_sft(profile: Profile, method: str = "full") -> PreTrainedModel:
-    """The policy fine-tuned by `method`: "full", or "qlora" with its adapter merged into the float32 base.
+def load_policy(profile: Profile, key: str) -> PreTrainedModel:
+    """A policy of the run, ready to answer: one of registry.POLICIES, or "ppo_aligned", the better of PPO's two.
 
-    Merging into float32 is exact; merging into the 4-bit weights would round the adapter away.
+    An adapter is merged into the float32 base, which is exact; merging into the 4-bit weights would round it away.
+    Raises ValueError for another key and FileNotFoundError for a policy that has not been trained.
     """
-    if method == "full":
-        path = outputs.require_checkpoint(profile, "sft_full_final")
-        return _policy(profile, path)
-    if method == "qlora":
-        path = outputs.require_checkpoint(profile, "sft_qlora_final")
+    if key not in (*registry.POLICIES, "ppo_aligned"):
+        raise ValueError(f"no policy {key!r}; choose one of {', '.join(registry.POLICIES)}, ppo_aligned.")
+    path = outputs.require_checkpoint(profile, registry.MODELS[key].checkpoint)
+    if registry.MODELS[key].adapter:
         return _merged(load_base(profile), path)
-    raise ValueError(f"no fine-tuned policy {method!r}; choose 'full' or 'qlora'.")
+    options = {"dtype": torch.float32, "attn_implementation": attention(profile)}
+    return AutoModelForCausalLM.from_pretrained(path, **options).to(runtime.device()).eval()
 
 
 def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
-    """The full SFT policy with an untrained scalar head in place of the language-model head.
+    """The full SFT policy with an untrained scalar head, drawn by `seed`, in place of the language-model head.
 
     The start of reward modelling (Ouyang et al. 2022): a model that already reads the template and the answers.
     """
-    torch.manual_seed(seed)
     path = outputs.require_checkpoint(profile, "sft_full_final")
     config = AutoConfig.from_pretrained(path, num_labels=1, attn_implementation=attention(profile))
-    model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=torch.float32)
-    return model.to(device())
+    with runtime.isolated_generator(seed):
+        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=torch.float32)
+    return model.to(runtime.device())
 
 
 def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel:
     """The trained reward model, its adapter merged: one logit per text, higher is better.
 
-    `which` names another one than the run's own, which scripts/study.py trains.
+    `which` names another one than the run's own, trained by a study.
     """
     path = outputs.require_checkpoint(profile, f"reward_model_{which}")
     return _merged(new_reward_model(profile, seed=0), path)
@@ -149,72 +137,9 @@ def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel
 
 def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The model with the adapter in its weights, all of which can be trained further: PEFT leaves them frozen."""
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True).eval()
-
-
-def load_ppo(profile: Profile, which: str = "aligned") -> PreTrainedModel:
-    """The policy of PPO: TRL's ("trl"), the project's own ("scratch"), or the better of the two ("aligned")."""
-    if which not in ("trl", "scratch", "aligned"):
-        raise ValueError(f"no policy of PPO {which!r}; choose 'trl', 'scratch' or 'aligned'.")
-    return _policy(profile, outputs.require_checkpoint(profile, f"ppo_{which}_final"))
-
-
-def _policy(profile: Profile, path: Path) -> PreTrainedModel:
-    options = {"dtype": torch.float32, "attn_implementation": attention(profile)}
-    return AutoModelForCausalLM.from_pretrained(path, **options).to(device()).eval()
-
-
-def load_published_policy(folder: Path, stage: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A policy and its tokenizer out of a folder laid out as a published repository: <folder>/<stage>/.
-
-    Its tokenizer may pad with EOS, as published ones do; for decoding that is no harm. Raises FileNotFoundError where
-    the stage is missing.
-    """
-    path = _published(folder, stage)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    return model.to(device()).eval(), tokenizer
-
-
-def load_published_reward(
-    folder: Path, base: str, template: str = PUBLISHED_TEMPLATE
-) -> Callable[[list[str], list[str]], np.ndarray]:
-    """The reward function of a published repository's adapter, <folder>/reward_model_final/, on the base model `base`.
-
-    The adapter brings its score head. The template is the one that the adapter was trained on: scored on another text
-    its numbers mean little. Texts are scored one by one and cut to the context from the end, as published. Raises
-    FileNotFoundError where the adapter is missing.
-    """
-    path = _published(folder, "reward_model_final")
-    has_tokenizer = (path / "tokenizer_config.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base)
-    trunk = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, dtype=torch.float32, use_safetensors=True
-    )
-    model = PeftModel.from_pretrained(trunk, path).merge_and_unload().to(device()).eval()
-    context = model.config.max_position_embeddings
-
-    @torch.no_grad()
-    def reward(prompts: list[str], responses: list[str]) -> np.ndarray:
-        scores = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            text = template.format(prompt=prompt, response=response)
-            ids = tokenizer(text, truncation=True, max_length=context, return_tensors="pt")["input_ids"]
-            hidden = getattr(model, model.base_model_prefix)(input_ids=ids.to(model.device)).last_hidden_state
-            scores.append(model.score(hidden[0, -1]).item())  # by hand: with pad = EOS, the class would look for it
-        return np.array(scores)
-
-    return reward
-
-
-def _published(folder: Path, stage: str) -> Path:
-    path = Path(folder) / stage
-    if not path.is_dir():
-        found = ", ".join(sorted(p.name for p in Path(folder).iterdir() if p.is_dir())) or "no folder"
-        raise FileNotFoundError(f"{outputs.show(folder)} has no {stage} (found: {found}); give one that has it.")
-    return path
+    with runtime.isolated_generator(0):  # PEFT draws weights before it loads the adapter's
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return merged.requires_grad_(True).eval()
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

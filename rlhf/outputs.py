@@ -6,25 +6,19 @@ Every function takes a `Profile`; its `name` is the folder below checkpoints/, e
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf import registry
+
 import pandas as pd
+from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# Which notebook makes a checkpoint: what to run when it is missing.
-MADE_BY = {
-    "base": "01_supervised_finetuning/1_data_prep_and_baseline.ipynb",
-    "sft_qlora_final": "01_supervised_finetuning/2_finetune_qlora.ipynb",
-    "sft_full_final": "01_supervised_finetuning/4_finetune_full.ipynb",
-    "reward_model_final": "02_reward_modeling/2_train_reward_model.ipynb",
-    "ppo_trl_final": "03_ppo_alignment/1_ppo_alignment.ipynb",
-    "ppo_scratch_final": "03_ppo_alignment/2_ppo_from_scratch.ipynb",
-    "ppo_aligned_final": "03_ppo_alignment/2_ppo_from_scratch.ipynb",
-}
+REFERENCE = ROOT / "results"  # the committed results, which README and notebooks show; no run writes there
 
 
 def root() -> Path:
@@ -32,12 +26,13 @@ def root() -> Path:
     return Path(os.environ.get("RLHF_OUTPUTS") or ROOT / "outputs")
 
 
-def evaluation_dir(profile) -> Path:
-    return root() / "evaluation" / profile.name
+def evaluation_dir(profile, base: Path | None = None) -> Path:
+    """The folder of CSVs below `base`, this run's outputs without it."""
+    return (base or root()) / "evaluation" / profile.name
 
 
-def plots_dir(profile) -> Path:
-    return root() / "plots" / profile.name
+def plots_dir(profile, base: Path | None = None) -> Path:
+    return (base or root()) / "plots" / profile.name
 
 
 def logs_dir(profile) -> Path:
@@ -48,8 +43,19 @@ def notebooks_dir(profile) -> Path:
     return root() / "notebooks" / profile.name
 
 
+def checkpoints_dir(profile) -> Path:
+    return root() / "checkpoints" / profile.name
+
+
 def checkpoint_path(profile, name: str) -> Path:
-    return root() / "checkpoints" / profile.name / name
+    return _inside(checkpoints_dir(profile), name)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """folder / name. Raises ValueError where that is not a file or folder right in `folder`."""
+    if not isinstance(name, str) or not name or Path(name).name != name or name in (".", ".."):
+        raise ValueError(f"{name!r} is no name of a file in {show(folder)}; give a name without a folder in it.")
+    return folder / name
 
 
 def show(path) -> str:
@@ -68,12 +74,7 @@ def show_name(name: str) -> str:
 
 def check_writable(profile) -> None:
     """Raise PermissionError, naming the folder, unless every output folder of the profile can be written."""
-    for folder in (
-        evaluation_dir(profile),
-        plots_dir(profile),
-        logs_dir(profile),
-        checkpoint_path(profile, "x").parent,
-    ):
+    for folder in (evaluation_dir(profile), plots_dir(profile), logs_dir(profile), checkpoints_dir(profile)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -82,6 +83,39 @@ def check_writable(profile) -> None:
             raise PermissionError(
                 f"can't write to {folder} ({error.strerror}); make it writable or set RLHF_OUTPUTS to another folder."
             ) from error
+
+
+@contextmanager
+def run_lock() -> Iterator[None]:
+    """Hold the outputs folder for one run; a second one stops at once with BlockingIOError, which names the first.
+
+    The system frees the lock of a process that is gone, however it ended.
+    """
+    folder = root()
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".owner"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        by = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+        raise BlockingIOError(
+            f"{folder} is in use by {by}; wait for it, stop it, or set RLHF_OUTPUTS to another folder."
+        ) from error
+    try:
+        write_text(owner, f"process {os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _one_writer(path: Path) -> Iterator[None]:
+    """For reading, changing and writing a file: others who do so with it wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> Path:
@@ -102,65 +136,72 @@ def write_text(path, text: str) -> Path:
 
 def write_csv(profile, name: str, frame: pd.DataFrame) -> Path:
     """Write evaluation/<profile>/<name>; numbers keep six significant digits, so that equal runs give equal files."""
-    path = evaluation_dir(profile) / name
+    path = _inside(evaluation_dir(profile), name)
     return _replace(path, lambda temporary: frame.to_csv(temporary, index=False, float_format="%.6g"))
 
 
-def read_csv(profile, name: str) -> pd.DataFrame:
-    path = evaluation_dir(profile) / name
-    if not path.exists():
-        raise FileNotFoundError(f"{show(path)} is missing; run the notebook that writes it first (make run).")
-    return pd.read_csv(path)
+def read_csv(profile, name: str, base: Path | None = None) -> pd.DataFrame:
+    """Read evaluation/<profile>/<name> below `base`, this run's outputs without it."""
+    return pd.read_csv(_existing(profile, name, base))
 
 
 def merge_csv(profile, name: str, frame: pd.DataFrame, key: str) -> Path:
     """Replace the rows of evaluation/<profile>/<name> whose `key` is in `frame`, and keep the others."""
-    path = evaluation_dir(profile) / name
-    if path.exists():
-        old = pd.read_csv(path)
-        frame = pd.concat([old[~old[key].isin(frame[key])], frame], ignore_index=True)
-    return write_csv(profile, name, frame)
+    path = _inside(evaluation_dir(profile), name)
+    with _one_writer(path):
+        if path.exists():
+            old = pd.read_csv(path)
+            frame = pd.concat([old[~old[key].isin(frame[key])], frame], ignore_index=True)
+        return write_csv(profile, name, frame)
 
 
 def write_json(profile, name: str, content) -> Path:
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    return write_text(evaluation_dir(profile) / name, text)
+    return write_text(_inside(evaluation_dir(profile), name), text)
 
 
-def read_json(profile, name: str):
-    path = evaluation_dir(profile) / name
+def read_json(profile, name: str, base: Path | None = None):
+    """Read evaluation/<profile>/<name> below `base`, this run's outputs without it."""
+    return json.loads(_existing(profile, name, base).read_text(encoding="utf-8"))
+
+
+def _existing(profile, name: str, base: Path | None) -> Path:
+    path = _inside(evaluation_dir(profile, base), name)
     if not path.exists():
         raise FileNotFoundError(f"{show(path)} is missing; run the notebook that writes it first (make run).")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return path
 
 
 def update_run(profile, **entries) -> Path:
     """Merge `entries` into evaluation/<profile>/run.json; an entry that is a dict is merged key by key."""
     path = evaluation_dir(profile) / "run.json"
-    run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for key, value in entries.items():
-        run[key] = {**run.get(key, {}), **value} if isinstance(value, dict) else value
-    return write_json(profile, "run.json", run)
+    with _one_writer(path):
+        run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for key, value in entries.items():
+            run[key] = {**run.get(key, {}), **value} if isinstance(value, dict) else value
+        return write_json(profile, "run.json", run)
 
 
 def write_figure(profile, name: str, figure) -> Path:
     """Write a figure to plots/<profile>/<name>: a PNG without a date, so that equal figures are equal files."""
-    path = plots_dir(profile) / name
+    path = _inside(plots_dir(profile), name)
     return _replace(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill, which is put in place of `path` at the end: a killed run leaves no half folder."""
-    temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_checkpoint(profile, name: str, *parts) -> Path:
@@ -176,8 +217,9 @@ def require_checkpoint(profile, name: str) -> Path:
     """The path of a checkpoint; FileNotFoundError says which notebook makes it where it is missing."""
     path = checkpoint_path(profile, name)
     if not path.is_dir():
+        known = name in registry.BY_CHECKPOINT
+        maker = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook if known else "what makes it"
         raise FileNotFoundError(
-            f"checkpoint {show(path)} is missing; run {MADE_BY.get(name, 'the notebook that makes it')} first "
-            f"(profile {profile.name}), or `make run` for everything."
+            f"checkpoint {show(path)} is missing; run {maker} first (profile {profile.name}), or `make run` for all."
         )
     return path

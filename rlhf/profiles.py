@@ -2,14 +2,12 @@
 
 import dataclasses
 import os
-import random
 import warnings
 from dataclasses import dataclass
 
-from rlhf import outputs
+from rlhf import outputs, runtime
 
 import datasets
-import numpy as np
 import torch
 import transformers
 
@@ -52,7 +50,6 @@ class SFTSettings:
     full_learning_rates: tuple[float, ...]  # tried on `search_share` of the data; the best on validation is used
     qlora_learning_rates: tuple[float, ...]
     search_share: float
-    scheduler: str
     warmup_steps: int
     max_grad_norm: float
     evaluations: int  # of the validation loss, per run
@@ -64,12 +61,11 @@ class RewardSettings:
     """Stage 2: one pass over all pairs, after one over pairs that only the prompt decides."""
 
     mismatched_first: float  # number of those, as a share of all pairs
-    centering: float  # weight of (r(chosen) + r(rejected))^2 in the loss
+    center_rewards_coefficient: float  # of (r(chosen) + r(rejected))^2 in the loss
     batch_size: int
     gradient_accumulation: int
     max_length: int
     learning_rate: float
-    scheduler: str
     warmup_steps: int
     evaluations: int
     lora: LoraSettings
@@ -121,7 +117,6 @@ LAB = Profile(
         full_learning_rates=(1e-3, 2e-3),
         qlora_learning_rates=(1e-3, 3e-3),
         search_share=0.1,
-        scheduler="cosine",
         warmup_steps=10,
         max_grad_norm=1.0,
         evaluations=5,
@@ -129,12 +124,11 @@ LAB = Profile(
     ),
     reward=RewardSettings(
         mismatched_first=0.9,
-        centering=0.01,
+        center_rewards_coefficient=0.01,
         batch_size=8,
         gradient_accumulation=1,
         max_length=256,
         learning_rate=1.5e-3,
-        scheduler="cosine",
         warmup_steps=10,
         evaluations=5,
         lora=LoraSettings(r=16, alpha=32, dropout=0.0, targets=("c_attn", "c_proj", "c_fc")),
@@ -196,7 +190,6 @@ GPT2 = Profile(
         full_learning_rates=(2e-5, 5e-5, 1e-4),  # published: 2e-5, not searched
         qlora_learning_rates=(2e-4, 5e-4, 1e-3),  # published: 2e-4, not searched
         search_share=0.2,
-        scheduler="cosine",  # published: constant
         warmup_steps=50,
         max_grad_norm=0.3,
         evaluations=5,
@@ -204,12 +197,11 @@ GPT2 = Profile(
     ),
     reward=RewardSettings(
         mismatched_first=0.0,  # published: one pass over the pairs alone
-        centering=0.01,  # published: none
+        center_rewards_coefficient=0.01,  # published: none
         batch_size=4,  # as published, but padded to the batch, not to 1,024
         gradient_accumulation=4,
         max_length=1024,
         learning_rate=2e-4,  # published: 1.41e-5, a full fine-tuning rate; adapters need about ten times more
-        scheduler="cosine",
         warmup_steps=50,
         evaluations=5,
         lora=LoraSettings(r=8, alpha=32, dropout=0.1, targets=("c_attn", "c_proj")),
@@ -248,7 +240,7 @@ def load_profile(name: str | None = None) -> Profile:
     those settings of any profile. Raises ValueError for an unknown profile, a number that is none, or a local path that
     does not exist.
     """
-    name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if torch.cuda.is_available() else "lab")
+    name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if runtime.device().type == "cuda" else "lab")
     if name not in _BY_NAME:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)} (RLHF_PROFILE=lab make run).")
     profile = _BY_NAME[name]
@@ -284,9 +276,7 @@ def set_up(profile: Profile) -> None:
     can't be written.
     """
     outputs.check_writable(profile)
-    random.seed(profile.seed)
-    np.random.seed(profile.seed)
-    torch.manual_seed(profile.seed)
+    runtime.seed_everything(profile.seed)
     torch.set_num_threads(profile.threads)
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

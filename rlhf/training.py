@@ -1,18 +1,63 @@
-"""What the trainers of all stages are set up with in the same way: where they log, on what they run, adapters."""
+"""What the trainers of all stages are set up with in the same way: logs, device, learning rate, adapters."""
 
+import math
 import os
 
-from rlhf import models, outputs
+from rlhf import outputs, runtime
 from rlhf.profiles import LoraSettings, Profile, RewardSettings, SFTSettings
 
+import torch
 from peft import LoraConfig
+
+
+def lr_scale(step: int, warmup_steps: int, total_steps: int | None = None) -> float:
+    """The share of the learning rate that optimiser step `step`, counted from 0, takes.
+
+    It rises in equal parts and reaches 1 after the warm-up: step 0 takes 1 / (warmup_steps + 1), not 0 as in
+    transformers' schedules, where the first step changes nothing. Then it stays, or with `total_steps` falls along half
+    a cosine (Loshchilov and Hutter 2017) that would reach 0 one step after the last, so the last changes something too.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if total_steps is None:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))))
+
+
+class StageTrainer:
+    """What a Trainer of transformers gets in every stage: `lr_scale` in place of its own schedules, and its own seed.
+
+    The order of the batches and dropout are drawn from global generators, so without it a run would depend on what ran
+    before it in the same process.
+    """
+
+    constant_rate = False  # after the warm-up, instead of falling
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.lr_scheduler is None:
+            warmup, total = self.args.warmup_steps, None if self.constant_rate else num_training_steps
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: lr_scale(step, warmup, total)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def train(self, *args, **kwargs):
+        with runtime.isolated_generator(self.args.seed):
+            return super().train(*args, **kwargs)
 
 
 def run_arguments(profile: Profile, run: str) -> dict:
     """Arguments of any TRL trainer: seed, device, TensorBoard files in outputs/logs/<profile>/<run>, no checkpoints.
 
-    The trainer takes the folder of its TensorBoard files from the environment when it starts.
+    The trainer takes the folder of its TensorBoard files from the environment when it starts. Raises RuntimeError where
+    several GPUs are seen: the trainer would split each batch among them, after multiplying it.
     """
+    if torch.cuda.device_count() > 1:
+        raise RuntimeError(
+            f"{torch.cuda.device_count()} GPUs are visible, and a batch would become as many; set "
+            f"CUDA_VISIBLE_DEVICES=0, or import rlhf before what starts CUDA."
+        )
     folder = str(outputs.logs_dir(profile) / run)
     os.environ["TENSORBOARD_LOGGING_DIR"] = folder
     return {
@@ -20,7 +65,7 @@ def run_arguments(profile: Profile, run: str) -> dict:
         "report_to": ["tensorboard"],
         "save_strategy": "no",
         "disable_tqdm": False,  # set_up quiets the libraries, which would turn the table of losses into printed lines
-        "use_cpu": models.device().type == "cpu",
+        "use_cpu": runtime.device().type == "cpu",
         "seed": profile.seed,
     }
 
@@ -28,7 +73,7 @@ def run_arguments(profile: Profile, run: str) -> dict:
 def fit_arguments(
     profile: Profile, run: str, settings: SFTSettings | RewardSettings, *, examples: float, evaluations: int
 ) -> dict:
-    """Arguments that SFTTrainer and RewardTrainer share: steps, batches, schedule, evaluation, precision.
+    """Arguments that SFTTrainer and RewardTrainer share: steps, batches, warm-up, evaluation, precision.
 
     `examples` counts an example once for each time that it is seen; `evaluations` of the validation loss may be 0.
     """
@@ -39,14 +84,13 @@ def fit_arguments(
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
-        "lr_scheduler_type": settings.scheduler,
         "warmup_steps": min(settings.warmup_steps, steps // 5),
         "max_length": None,  # longer texts were left out by name, so nothing is cut here
         "eval_strategy": "steps" if evaluations else "no",
         "eval_steps": -(-steps // max(1, evaluations)),
         "logging_steps": max(1, steps // 40),
         "activation_checkpointing": False,
-        "bf16": models.use_bf16(),
+        "bf16": runtime.bf16_is_native(),
     }
 
 

@@ -8,12 +8,9 @@ The prompt is the first of the evaluation's examples, answered greedily, so that
 import shutil
 import sys
 
-from rlhf import outputs
+from rlhf import demo, outputs
 
 from playwright.sync_api import sync_playwright
-
-sys.path.insert(0, str(outputs.ROOT / "demo"))
-import app
 
 PICTURE = outputs.ROOT / "demo" / "screenshot.png"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,9 +34,9 @@ def main() -> int:
     if CHROMIUM is None:
         print("error: no Chromium found; install it, for example by apt install chromium.", file=sys.stderr)
         return 2
-    answerer, prompts = app.load()
-    demo = app.page(answerer, prompts)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.SERVER)
+    answerer, prompts = demo.load()
+    server = demo.page(answerer, prompts)
+    _, url, _ = server.launch(prevent_thread_lock=True, quiet=True, **demo.SERVER)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
@@ -47,11 +44,11 @@ def main() -> int:
         set_temperature(page, "0")
         page.get_by_label("Prompt", exact=True).fill(prompts[0])
         page.get_by_role("button", name="Answer", exact=True).click()
-        for name in app.NAMES:
+        for name in demo.NAMES:
             page.wait_for_function(f"document.querySelector('#reward-{name} textarea, #reward-{name} input').value")
         page.screenshot(path=PICTURE, full_page=True)
         browser.close()
-    demo.close()
+    server.close()
     print(outputs.show(PICTURE))
     return 0
 

@@ -2,22 +2,22 @@
 
 import copy
 import dataclasses
-import importlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 from rlhf import models, outputs
+from rlhf.data import load_preferences
 from rlhf.lab import base_model
+from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile, load_profile
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
 
 CONTEXT = 128
 
@@ -78,6 +78,14 @@ def profile_with_sft(profile_with_base) -> Profile:
     return profile_with_base
 
 
+@pytest.fixture
+def stage(profile_with_sft):
+    """Profile, tokenizer and 24 prompts for PPO."""
+    tokenizer = models.load_tokenizer(profile_with_sft)
+    prompts = sorted(set(load_preferences(profile_with_sft)["train"]["prompt"]))[:24]
+    return profile_with_sft, tokenizer, prompts
+
+
 # Not of the lab corpus: what the tests of decoding and scoring see must not change with it.
 TEXTS = [
     "How do I roast tofu slices in a small apartment? First, heat the oven until it is hot. Finally, let it rest.",
@@ -131,15 +139,14 @@ def reward_model(tokenizer) -> GPT2ForSequenceClassification:
     return GPT2ForSequenceClassification(tiny_config(tokenizer, num_labels=1)).eval()
 
 
-@cache
-def import_stage(path: str) -> ModuleType:
-    """A stage's module by its path from the root, imported as its notebooks import it."""
-    folder, name = outputs.ROOT / Path(path).parent, Path(path).stem
-    sys.modules.pop("prepare_data", None)  # two folders have one
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-        return importlib.import_module(name)
+def stage_module(path: str) -> dict:
+    """What a helper file of a numbered folder defines, by its path from the root: the folders can't be imported."""
+    return runpy.run_path(str(outputs.ROOT / path))
+
+
+def ppo_settings(profile: Profile) -> Settings:
+    """The settings of PPO that the notebooks of stage 3 take from ppo_config.py."""
+    return stage_module("03_ppo_alignment/ppo_config.py")["get_settings"](profile)
 
 
 @pytest.fixture
@@ -164,6 +171,19 @@ def run_python(code: str, **environment: str) -> str:
 def with_lab(profile: Profile, **settings) -> Profile:
     """The profile with other settings of its lab world."""
     return dataclasses.replace(profile, lab=dataclasses.replace(profile.lab, **settings))
+
+
+def recorded_rates(trainer) -> list[float]:
+    """The learning rate of each optimiser step while the trainer trains."""
+    rates = []
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **_):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer.add_callback(Recorder())
+    trainer.train()
+    return rates
 
 
 def run_script(folder: Path, script: str, *arguments: str, **environment: str) -> str:

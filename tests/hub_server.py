@@ -1,4 +1,4 @@
-"""A small server that speaks as much of the Hub's HTTP as uploads and downloads of model repositories need."""
+"""A small server that speaks as much of the Hub's HTTP as uploads and downloads of models and data sets need."""
 
 import base64
 import hashlib
@@ -43,11 +43,12 @@ class Hub:
         return self.commits[repo][self.branches[repo].get(revision, revision)]
 
     def commit(self, repo: str, files: dict[str, bytes]) -> str:
-        """Add files to main as a new commit; returns its name."""
-        merged = {**(self.files(repo) if "main" in self.branches[repo] else {}), **files}
+        """Add files to main as a new commit; returns its name. A repository that is not there is made."""
+        commits, branches = self.commits.setdefault(repo, {}), self.branches.setdefault(repo, {})
+        merged = {**(self.files(repo) if "main" in branches else {}), **files}
         name = hashlib.sha1(repr(sorted((k, hashlib.sha256(v).hexdigest()) for k, v in merged.items())).encode())
-        self.commits[repo][name.hexdigest()] = merged
-        self.branches[repo]["main"] = name.hexdigest()
+        commits[name.hexdigest()] = merged
+        branches["main"] = name.hexdigest()
         return name.hexdigest()
 
 
@@ -111,9 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         repo = f"{asked.get('organization') or 'user'}/{asked['name']}"
         self.hub.private.setdefault(repo, asked.get("visibility") == "private" or asked.get("private"))
-        self.hub.commits.setdefault(repo, {})
-        self.hub.branches.setdefault(repo, {})
-        if "main" not in self.hub.branches[repo]:
+        if repo not in self.hub.commits:
             self.hub.commit(repo, {".gitattributes": b""})
         self.answer({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo})
 
@@ -219,8 +218,8 @@ ROUTES = (
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     ("PUT", r"/objects/(?P<oid>\w+)", _Handler.put_object),
     ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", _Handler.make_commit),
-    ("GET", rf"/api/models/{REPO}", _Handler.info),
-    ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
-    ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
-    ("GET|HEAD", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}", _Handler.info),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    ("GET|HEAD", rf"/(?:datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 )

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 
-from rlhf import data
+from rlhf import data, models
 from rlhf.data import COLUMNS, drop_too_long, error_kinds, load_preferences, normalise_prompt
 from rlhf.profiles import load_profile
 from rlhf.template import format_prompt
@@ -12,7 +12,7 @@ from rlhf.template import format_prompt
 import datasets
 import pandas as pd
 import pytest
-from conftest import run_python
+from conftest import run_python, stage_module
 from datasets import Dataset, DatasetDict
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
@@ -351,3 +351,40 @@ def test_own_datasets_cache_is_used(tmp_path):
 )
 def test_first_sentence_ends_at_its_mark(text, first):
     assert data.first_sentence(text) == first
+
+
+def test_ppo_prompts_are_the_distinct_prompts_of_training_in_the_template(profile_with_base):
+    tokenizer = models.load_tokenizer(profile_with_base)
+    prompts = stage_module("03_ppo_alignment/prepare_data.py")["get_ppo_prompts"](
+        data.training_prompts(profile_with_base, tokenizer, 256), tokenizer
+    )
+    splits = load_preferences(profile_with_base)
+    assert prompts.column_names == ["input_ids"]
+    texts = tokenizer.batch_decode(list(prompts["input_ids"]))
+    assert texts == [format_prompt(prompt) for prompt in splits["train"]["prompt"]]
+    held_out = {format_prompt(p) for name in ("validation", "test") for p in splits[name]["prompt"]}
+    assert not set(texts) & held_out
+
+
+def test_ppo_prompts_stand_once_each_and_leave_room_for_an_answer(profile_with_base, monkeypatch, capsys):
+    columns = {"prompt": ["Why?", "Why?", "word " * 240, "How?"], "chosen": ["a"] * 4, "rejected": ["b"] * 4}
+    monkeypatch.setattr(data, "load_preferences", lambda _: {"train": Dataset.from_dict(columns)})
+    tokenizer = models.load_tokenizer(profile_with_base)
+    prompts = stage_module("03_ppo_alignment/prepare_data.py")["get_ppo_prompts"](
+        data.training_prompts(profile_with_base, tokenizer, 256), tokenizer
+    )
+    assert tokenizer.batch_decode(list(prompts["input_ids"])) == [format_prompt("Why?"), format_prompt("How?")]
+    assert "PPO prompts: 1 of 4 rows" in capsys.readouterr().out
+    longest = max(map(len, prompts["input_ids"]))
+    assert longest + profile_with_base.decoding.max_new_tokens <= tokenizer.model_max_length
+
+
+def test_ppo_prompts_longer_than_asked_are_left_out_with_a_printed_line(profile_with_base, capsys):
+    tokenizer = models.load_tokenizer(profile_with_base)
+    everything = data.training_prompts(profile_with_base, tokenizer, 256)
+    lengths = [len(tokenizer(format_prompt(prompt))["input_ids"]) for prompt in everything]
+    limit = sorted(lengths)[len(lengths) // 2]
+    kept = data.training_prompts(profile_with_base, tokenizer, limit)
+    expected = [prompt for prompt, length in zip(everything, lengths, strict=True) if length <= limit]
+    assert kept == expected and len(kept) < len(everything)
+    assert f"longer than {limit} tokens" in capsys.readouterr().out

@@ -1,9 +1,20 @@
 """Decoding: a batch answers as each prompt alone does, sampling is repeatable, log-probabilities are exact."""
 
+import copy
 import math
 import random
 
-from rlhf.generation import Answer, _as_answer, answer, generate, left_padded, response_logprobs, sample
+from rlhf.generation import (
+    Answer,
+    _as_answer,
+    answer_logprobs,
+    generate_answers,
+    generate_texts,
+    left_padded,
+    right_padded,
+    sample,
+    uniform_draws,
+)
 from rlhf.template import format_prompt
 
 import numpy as np
@@ -47,21 +58,21 @@ def greedy_by_hand(model, tokenizer, prompt, count=NEW):
 
 def sampled_answers(policy, tokenizer, prompts=PROMPTS, seed=0, **options):
     settings = {"max_new_tokens": NEW, "batch_size": 4, "temperature": 1.0, **options}
-    return answer(policy, tokenizer, prompts, seed=seed, **settings)
+    return generate_answers(policy, tokenizer, prompts, seed=seed, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_greedy_answers_of_ragged_prompts_are_those_of_each_prompt_alone(policy, tokenizer, batch_size):
     expected = [greedy_by_hand(policy, tokenizer, prompt) for prompt in PROMPTS]
     assert len(set(expected)) >= 4  # an answer that ends at once may stand twice
-    replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
+    replies = generate_answers(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=batch_size)
     assert [reply.token_ids for reply in replies] == expected
 
 
 def test_answers_stand_in_the_order_of_their_prompts(policy, tokenizer):
     options = {"max_new_tokens": NEW, "batch_size": 2}
-    forward = answer(policy, tokenizer, PROMPTS, **options)
-    assert answer(policy, tokenizer, PROMPTS[::-1], **options) == forward[::-1]
+    forward = generate_answers(policy, tokenizer, PROMPTS, **options)
+    assert generate_answers(policy, tokenizer, PROMPTS[::-1], **options) == forward[::-1]
 
 
 def test_ended_says_whether_the_last_token_is_eos(policy, tokenizer):
@@ -74,7 +85,7 @@ def test_ended_says_whether_the_last_token_is_eos(policy, tokenizer):
 
 
 def test_text_is_what_the_tokens_say_without_special_ones(policy, tokenizer):
-    for reply in answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=4):
+    for reply in generate_answers(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=4):
         special = {tokenizer.eos_token_id, tokenizer.pad_token_id}
         plain = [token for token in reply.token_ids if token not in special]
         assert reply.text == tokenizer.decode(plain).strip()
@@ -91,28 +102,30 @@ def test_what_follows_eos_is_cut_and_eos_is_kept_as_a_token(tokenizer):
 
 def test_generate_gives_the_texts(policy, tokenizer):
     options = {"max_new_tokens": NEW, "batch_size": 4}
-    replies = answer(policy, tokenizer, PROMPTS, **options)
-    assert generate(policy, tokenizer, PROMPTS, **options) == [reply.text for reply in replies]
+    replies = generate_answers(policy, tokenizer, PROMPTS, **options)
+    assert generate_texts(policy, tokenizer, PROMPTS, **options) == [reply.text for reply in replies]
 
 
 def test_side_of_the_tokenizers_padding_does_not_matter(policy, tokenizer):
     options = {"max_new_tokens": NEW, "batch_size": 4}
     tokenizer.padding_side = "left"
-    left = answer(policy, tokenizer, PROMPTS, **options)
+    left = generate_answers(policy, tokenizer, PROMPTS, **options)
     tokenizer.padding_side = "right"
-    assert answer(policy, tokenizer, PROMPTS, **options) == left
+    assert generate_answers(policy, tokenizer, PROMPTS, **options) == left
 
 
 def test_beam_search_in_a_batch_is_that_of_each_prompt_alone(policy, tokenizer):
     options = {"max_new_tokens": 12, "num_beams": 3, "repetition_penalty": 1.2}
-    alone = [answer(policy, tokenizer, [prompt], batch_size=1, **options)[0] for prompt in PROMPTS]
-    assert answer(policy, tokenizer, PROMPTS, batch_size=4, **options) == alone
-    assert alone != answer(policy, tokenizer, PROMPTS, batch_size=4, max_new_tokens=12)
+    alone = [generate_answers(policy, tokenizer, [prompt], batch_size=1, **options)[0] for prompt in PROMPTS]
+    assert generate_answers(policy, tokenizer, PROMPTS, batch_size=4, **options) == alone
+    assert alone != generate_answers(policy, tokenizer, PROMPTS, batch_size=4, max_new_tokens=12)
 
 
 def test_repetition_penalty_makes_repetition_rarer(policy, tokenizer):
     def distinct(penalty):
-        replies = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=7, repetition_penalty=penalty)
+        replies = generate_answers(
+            policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=7, repetition_penalty=penalty
+        )
         return sum(len(set(reply.token_ids)) / len(reply.token_ids) for reply in replies)
 
     assert distinct(1000.0) > distinct(1.0)
@@ -123,8 +136,8 @@ def test_prompt_that_leaves_no_room_in_the_context_is_refused_by_name(policy, to
     room = policy.config.max_position_embeddings - len(prompt_ids(tokenizer, PROMPTS[2]))
     options = {"batch_size": 2, "temperature": temperature}
     with pytest.raises(ValueError, match=rf"'What are the benefits.*{room + 1} new tokens.*context of 128"):
-        answer(policy, tokenizer, PROMPTS, max_new_tokens=room + 1, **options)
-    replies = answer(policy, tokenizer, PROMPTS[2:3], max_new_tokens=room, **options)
+        generate_answers(policy, tokenizer, PROMPTS, max_new_tokens=room + 1, **options)
+    replies = generate_answers(policy, tokenizer, PROMPTS[2:3], max_new_tokens=room, **options)
     assert 0 < len(replies[0].token_ids) <= room
 
 
@@ -145,6 +158,40 @@ def test_sampling_leaves_the_global_generator_as_it_was(policy, tokenizer):
 def test_equal_prompts_are_sampled_independently(policy, tokenizer):
     replies = sampled_answers(policy, tokenizer, [PROMPTS[0]] * 6, batch_size=3)
     assert len(set(replies)) == 6
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1), slice(2, 5)], ids=["same", "reversed", "some"])
+def test_draw_belongs_to_seed_and_prompt_whatever_the_batch_the_order_and_the_neighbours(
+    policy, tokenizer, batch_size, order
+):
+    whole = dict(zip(PROMPTS, sampled_answers(policy, tokenizer, PROMPTS), strict=True))
+    assert len(set(whole.values())) >= 6
+    again = sampled_answers(policy, tokenizer, PROMPTS[order], batch_size=batch_size)
+    assert again == [whole[prompt] for prompt in PROMPTS[order]]
+
+
+def test_two_equal_models_give_equal_answers_in_every_batch(policy, tokenizer):
+    twin = copy.deepcopy(policy)
+    prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]  # seven batches of four
+    assert sampled_answers(policy, tokenizer, prompts) == sampled_answers(twin, tokenizer, prompts)
+
+
+def test_draws_are_uniform_repeatable_and_new_for_a_prompt_that_stands_again():
+    draws = uniform_draws("0", ["a", "b", "a"], 500)
+    assert draws.shape == (3, 500) and draws.dtype == torch.float64
+    assert draws.min() >= 0 and draws.max() < 1 and draws.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(uniform_draws("0", ["b", "a"], 500), draws[[1, 0]])
+    assert not torch.equal(uniform_draws("1", ["a"], 500), draws[:1])
+    assert uniform_draws("0", ["\ud800"], 1).shape == (1, 1)  # half a character, as a broken file may hold
+
+
+def test_padding_stands_on_the_side_that_is_asked_for():
+    ids, mask = left_padded([[1, 2], [3]], pad=0)
+    assert ids.tolist() == [[1, 2], [0, 3]] and mask.tolist() == [[1, 1], [0, 1]]
+    ids, mask = right_padded([[1, 2], [3]], pad=0)
+    assert ids.tolist() == [[1, 2], [3, 0]] and mask.tolist() == [[1, 1], [1, 0]]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -181,7 +228,7 @@ def test_logprobs_are_those_of_one_token_after_another(policy, tokenizer, batch_
         words = draw.choices(range(2, len(tokenizer)), k=i)
         replies.append(Answer("", (*words, eos), True) if i % 2 == 0 else Answer("", tuple(words), False))
     expected = [logprob_by_hand(policy, tokenizer, p, r) for p, r in zip(PROMPTS, replies, strict=True)]
-    got = response_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=batch_size)
+    got = answer_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=batch_size)
     assert got.shape == (len(PROMPTS),)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
 
@@ -189,24 +236,24 @@ def test_logprobs_are_those_of_one_token_after_another(policy, tokenizer, batch_
 def test_logprob_of_ending_is_counted(policy, tokenizer):
     words = tuple(tokenizer(" heat the oven")["input_ids"])
     replies = [Answer("", words, False), Answer("", (*words, tokenizer.eos_token_id), True)]
-    without, with_eos = response_logprobs(policy, tokenizer, PROMPTS[:1] * 2, replies, batch_size=2)
+    without, with_eos = answer_logprobs(policy, tokenizer, PROMPTS[:1] * 2, replies, batch_size=2)
     assert with_eos < without - 0.01 < 0
 
 
 def test_kl_of_a_policy_from_itself_is_zero_and_from_another_positive(policy, tokenizer):
     replies = sampled_answers(policy, tokenizer, [PROMPTS[0]] * 60, batch_size=60)
     prompts = [PROMPTS[0]] * 60
-    own = response_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
-    assert own == pytest.approx(response_logprobs(policy, tokenizer, prompts, replies, batch_size=60), abs=1e-3)
+    own = answer_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
+    assert own == pytest.approx(answer_logprobs(policy, tokenizer, prompts, replies, batch_size=60), abs=1e-3)
     with torch.no_grad():
         policy.get_input_embeddings().weight *= 0.8
-    other = response_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
+    other = answer_logprobs(policy, tokenizer, prompts, replies, batch_size=7)
     assert (own - other).mean() > 0.5
 
 
 def test_log_probability_is_that_of_the_temperature_of_sampling(policy, tokenizer):
     replies = sampled_answers(policy, tokenizer, PROMPTS, temperature=0.5)
-    totals = response_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=2, temperature=0.5)
+    totals = answer_logprobs(policy, tokenizer, PROMPTS, replies, batch_size=2, temperature=0.5)
     for prompt, reply, total in zip(PROMPTS, replies, totals, strict=True):
         start = tokenizer(format_prompt(prompt))["input_ids"]
         ids = torch.tensor([start + list(reply.token_ids)])
@@ -218,12 +265,11 @@ def test_log_probability_is_that_of_the_temperature_of_sampling(policy, tokenize
 
 def sampled(policy, tokenizer, temperature=0.8, seed=0, prompts=PROMPTS):
     ids, mask = left_padded(tokenizer([format_prompt(p) for p in prompts])["input_ids"], tokenizer.pad_token_id)
-    torch.manual_seed(seed)
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    return ids, mask, sample(policy, ids, mask, max_new_tokens=NEW, temperature=temperature, eos=eos, pad=pad)
+    draws, ends = uniform_draws(str(seed), prompts, NEW), {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    return ids, mask, sample(policy, ids, mask, draws, temperature=temperature, **ends)
 
 
-def test_logprobs_and_states_of_a_sample_are_those_of_a_forward_pass_of_each_row_alone(policy, tokenizer):
+def test_logprobs_of_a_sample_are_those_of_a_forward_pass_of_each_row_alone(policy, tokenizer):
     """Also of rows that go on when others have left the batch."""
     with torch.no_grad():
         policy.get_input_embeddings().weight[tokenizer.eos_token_id] *= 12
@@ -239,9 +285,8 @@ def test_logprobs_and_states_of_a_sample_are_those_of_a_forward_pass_of_each_row
             logprobs = torch.log_softmax(policy.get_output_embeddings()(states) / 0.8, dim=-1)
         expected = logprobs.gather(1, drawn.tokens[i, :length, None]).squeeze(1)
         assert drawn.logprobs[i, :length].numpy() == pytest.approx(expected.numpy(), abs=1e-4)
-        assert drawn.states[i, :length].numpy() == pytest.approx(states.numpy(), abs=1e-4)
         assert (drawn.tokens[i, length:] == tokenizer.pad_token_id).all()
-        assert (drawn.logprobs[i, length:] == 0).all() and (drawn.states[i, length:] == 0).all()
+        assert (drawn.logprobs[i, length:] == 0).all()
 
 
 def test_head_that_is_more_than_a_matrix_is_used_as_it_is(policy, tokenizer):
@@ -256,7 +301,7 @@ def test_head_that_is_more_than_a_matrix_is_used_as_it_is(policy, tokenizer):
 
 def test_sample_at_a_tiny_temperature_is_the_greedy_search(policy, tokenizer):
     _, _, drawn = sampled(policy, tokenizer, temperature=1e-4)
-    greedy = answer(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=1)
+    greedy = generate_answers(policy, tokenizer, PROMPTS, max_new_tokens=NEW, batch_size=1)
     for row, reply in zip(drawn.tokens.tolist(), greedy, strict=True):
         assert tuple(row[: len(reply.token_ids)]) == reply.token_ids
 
@@ -264,11 +309,9 @@ def test_sample_at_a_tiny_temperature_is_the_greedy_search(policy, tokenizer):
 def test_first_tokens_are_drawn_as_often_as_they_are_probable(policy, tokenizer):
     ids, mask, _ = sampled(policy, tokenizer, prompts=PROMPTS[:1])
     count = 4_000
-    torch.manual_seed(0)
-    drawn = sample(
-        policy, ids.repeat(count, 1), mask.repeat(count, 1), max_new_tokens=1, temperature=0.3,
-        eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
-    ).tokens[:, 0]  # fmt: skip
+    draws = uniform_draws("0", PROMPTS[:1] * count, 1)
+    ends = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    drawn = sample(policy, ids.repeat(count, 1), mask.repeat(count, 1), draws, temperature=0.3, **ends).tokens[:, 0]
     with torch.no_grad():
         probabilities = torch.softmax(policy(input_ids=ids, attention_mask=mask).logits[0, -1] / 0.3, dim=-1)
     found = torch.bincount(drawn, minlength=len(probabilities)) / count

@@ -12,7 +12,6 @@ from rlhf.metrics import (
     length_rule,
     paired_difference,
     paired_rows,
-    rouge,
     rouge_per_example,
     sliced,
     summary_rows,
@@ -29,43 +28,40 @@ PREDICTIONS = ["the cat sat on the mat", "Roasting vegetables, slowly!", "nothin
 REFERENCES = ["the cat lay on the mat", "roast the vegetable slowly", "quite another thing", "a reference", "a b c"]
 
 
+def rouge(prediction, reference):
+    return {name: value for name, (value,) in rouge_per_example([prediction], [reference]).items()}
+
+
 def test_rouge_of_a_pair_as_counted_by_hand():
     # Unigrams: 5 of 6 in common. Bigrams: "the cat", "on the", "the mat" of 5. Longest common subsequence: 5 of 6.
-    got = rouge(["the cat sat on the mat"], ["the cat lay on the mat"])
+    got = rouge("the cat sat on the mat", "the cat lay on the mat")
     assert got == pytest.approx({"rouge1": 5 / 6, "rouge2": 3 / 5, "rougeL": 5 / 6})
     # Precision 2/2, recall 2/4, F 2/3; no bigram in common; the order is kept.
-    got = rouge(["a c"], ["a b c d"])
-    assert got == pytest.approx({"rouge1": 2 / 3, "rouge2": 0, "rougeL": 2 / 3})
+    assert rouge("a c", "a b c d") == pytest.approx({"rouge1": 2 / 3, "rouge2": 0, "rougeL": 2 / 3})
 
 
 def test_rouge_l_sees_the_order_and_rouge_1_does_not():
-    got = rouge(["c b a"], ["a b c"])
+    got = rouge("c b a", "a b c")
     assert (got["rouge1"], got["rougeL"]) == pytest.approx((1, 1 / 3))
 
 
 def test_rouge_compares_stems_and_ignores_case_and_punctuation():
-    assert rouge(["Roasting vegetables!"], ["roasted vegetable"])["rouge2"] == 1
+    assert rouge("Roasting vegetables!", "roasted vegetable")["rouge2"] == 1
 
 
-def test_rouge_is_that_of_the_library_underneath():
+def test_rouge_of_each_prediction_is_that_of_the_library_for_the_pair_alone():
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     got = rouge_per_example(PREDICTIONS, REFERENCES)
+    assert list(got) == ["rouge1", "rouge2", "rougeL"]
     for name, values in got.items():
         direct = [scorer.score(r, p)[name].fmeasure for p, r in zip(PREDICTIONS, REFERENCES, strict=True)]
-        assert values == pytest.approx(direct)
-        assert rouge(PREDICTIONS, REFERENCES)[name] == pytest.approx(np.mean(direct))
-    assert list(got) == ["rouge1", "rouge2", "rougeL"]
-
-
-def test_rouge_called_twice_counts_each_call_alone():
-    rouge(["a b"], ["a b"])
-    assert rouge(["x"], ["y"]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+        assert values.tolist() == direct
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], []), (["a", "b"], ["a"])])
 def test_rouge_of_empty_or_unequal_lists_is_refused(predictions, references):
     with pytest.raises(ValueError, match=f"{len(predictions)} predictions and {len(references)} references"):
-        rouge(predictions, references)
+        rouge_per_example(predictions, references)
 
 
 def test_rouge_works_without_a_network(monkeypatch):
@@ -74,10 +70,7 @@ def test_rouge_works_without_a_network(monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
-    metrics._rouge_metric.cache_clear()
-    assert rouge(["the cat sat on the mat"], ["the cat lay on the mat"])["rouge2"] == pytest.approx(0.6)
+    assert rouge("the cat sat on the mat", "the cat lay on the mat")["rouge2"] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("values", [[0.25], [3.0] * 50, [-1, -1]])
@@ -85,7 +78,7 @@ def test_interval_of_constants_is_the_constant(values):
     assert bootstrap_interval(values) == (values[0],) * 3
 
 
-def test_interval_holds_the_mean_and_narrows_with_more_values_and_less_confidence():
+def test_interval_holds_the_mean_and_narrows_with_more_values():
     values = np.random.default_rng(0).normal(size=400)
     mean, low, high = bootstrap_interval(values)
     assert mean == pytest.approx(values.mean()) and low < mean < high
@@ -93,23 +86,29 @@ def test_interval_holds_the_mean_and_narrows_with_more_values_and_less_confidenc
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
     _, low_few, high_few = bootstrap_interval(values[:100])
     assert high_few - low_few > 1.5 * (high - low)
-    _, low_half, high_half = bootstrap_interval(values, level=0.5)
-    assert low < low_half < high_half < high
 
 
-def test_interval_is_repeatable_and_depends_on_its_seed():
+def test_interval_is_the_same_in_every_call_whatever_the_global_generator_holds():
     values = np.random.default_rng(0).normal(size=30)
-    assert bootstrap_interval(values) == bootstrap_interval(list(values))
-    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=0)
+    first = bootstrap_interval(values)
+    np.random.random(3)
+    assert bootstrap_interval(list(values)) == first
 
 
-@pytest.mark.parametrize("level", [0.95, 0.8])
-def test_interval_covers_the_truth_as_often_as_it_says(level):
+def test_interval_of_the_committed_results_does_not_move():
+    # To the last bit, or the committed CSVs would change with it; scipy.stats.bootstrap differs in the last digits.
+    interval = bootstrap_interval([0.1, 0.9, 0.4, 0.35, 0.8])
+    draws = np.random.default_rng(0).integers(5, size=(2_000, 5))
+    means = np.array([0.1, 0.9, 0.4, 0.35, 0.8])[draws].mean(axis=1)
+    assert interval[1:] == tuple(np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2]))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     trials = 400
-    intervals = [bootstrap_interval(rng.normal(2, 1, size=60), level) for _ in range(trials)]
+    intervals = [bootstrap_interval(rng.normal(2, 1, size=60)) for _ in range(trials)]
     covered = np.mean([low <= 2 <= high for _, low, high in intervals])
-    assert abs(covered - level) < 3 * math.sqrt(level * (1 - level) / trials) + 0.01
+    assert abs(covered - 0.95) < 3 * math.sqrt(0.95 * 0.05 / trials) + 0.01
 
 
 @pytest.mark.parametrize("values", [[], 3.0, [[1.0, 2.0]]])
@@ -222,11 +221,6 @@ def test_calibration_error_is_small_where_labels_follow_the_sigmoid_and_large_wh
     margins = np.where(rng.random(len(gaps)) < 1 / (1 + np.exp(-gaps)), gaps, -gaps)
     assert expected_calibration_error(calibration(margins)) < 0.03
     assert expected_calibration_error(calibration(5 * margins)) > 0.1
-
-
-def test_metric_module_is_loaded_once():
-    assert metrics._rouge_metric() is metrics._rouge_metric()
-    assert isinstance(summary_rows("base", rouge_per_example(PREDICTIONS, REFERENCES)), pd.DataFrame)
 
 
 def test_rank_correlation_is_scipys_and_knows_only_the_order():

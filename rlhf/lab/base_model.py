@@ -3,14 +3,14 @@
 import json
 import time
 
-from rlhf import outputs
+from rlhf import outputs, runtime
 from rlhf.lab.corpus import documents
 from rlhf.template import TEMPLATE
 
 import numpy as np
 import torch
 from datasets import Dataset
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -18,13 +18,6 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 # Attention written out. On a CPU the gradient of torch's fused kernel took more than a quarter of forward and backward
 # of a pretraining step, and the whole step a third longer than without it.
 CPU_ATTENTION = "eager"
-
-
-def bf16_is_native() -> bool:
-    """Whether this machine computes in bfloat16: elsewhere autocast would be slower than float32, not faster."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -35,7 +28,11 @@ def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrain
         [*texts, *[TEMPLATE] * 100], vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=EOS, eos_token=EOS, pad_token=PAD, model_max_length=context
+        tokenizer_object=Tokenizer.from_str(bpe.to_str()),
+        bos_token=EOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=context,
     )
 
 
@@ -65,14 +62,8 @@ def _fingerprint(profile) -> dict:
     }
 
 
-def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """Train a GPT-2 from scratch to continue text of the lab world. Minutes on two cores at the lab profile."""
-    lab = profile.lab
-    texts = documents(lab.documents, profile.seed)
-    tokenizer = train_tokenizer(texts[:20_000], lab.vocabulary, lab.context)
-    rows = _rows(texts, tokenizer, lab.pretraining_tokens)
-    torch.manual_seed(profile.seed)
-    model = GPT2LMHeadModel(
+def _new_model(lab, tokenizer) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
             n_positions=lab.context,
@@ -89,12 +80,22 @@ def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Train a GPT-2 from scratch to continue text of the lab world. Minutes on two cores at the lab profile."""
+    lab = profile.lab
+    texts = documents(lab.documents, profile.seed)
+    tokenizer = train_tokenizer(texts[:20_000], lab.vocabulary, lab.context)
+    rows = _rows(texts, tokenizer, lab.pretraining_tokens)
+    with runtime.isolated_generator(profile.seed):
+        model = _new_model(lab, tokenizer)
     steps = min(lab.pretraining_steps, profile.max_steps or lab.pretraining_steps)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lab.pretraining_learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lab.pretraining_learning_rate, steps + 1, pct_start=0.05)
-    bf16 = bf16_is_native()
+    bf16 = runtime.bf16_is_native(torch.device("cpu"))  # the model stays there: what a GPU can do is no matter
     losses, started = [], time.perf_counter()
     progress = tqdm(range(steps), desc="pretraining", unit="step", mininterval=5)
     for step in progress:

@@ -1,0 +1,1 @@
+"""The evaluation that all stages share: the answers of a policy, the probes of a reward model, published results."""

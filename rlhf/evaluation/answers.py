@@ -1,0 +1,95 @@
+"""How a policy is evaluated, in the same way in every stage: two decodings, ROUGE, stopping, length and diversity."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rlhf import generation, metrics, outputs
+from rlhf.data import drop_too_long, load_preferences
+from rlhf.generation import Answer
+from rlhf.profiles import Profile
+
+import numpy as np
+
+DECODINGS = ("beam", "sample")
+DRAWS = 2  # sampled answers to each prompt in the last evaluation: answers to one prompt differ more than prompts do
+
+
+def prompt_rows(profile: Profile, tokenizer, split: str):
+    """The prompts of a split ("test", "validation") that models answer, with the chosen answers as references.
+
+    The first `eval_prompts` of those that leave room for the longer of the two decodings in the context.
+    """
+    decoding = profile.decoding
+    room = min(tokenizer.model_max_length, profile.sft.max_length)
+    room -= max(decoding.max_new_tokens, decoding.beam_new_tokens)
+    rows = drop_too_long(load_preferences(profile)[split], tokenizer, room, (), f"{split} prompts")
+    return rows.select(range(min(profile.eval_prompts, len(rows))))
+
+
+def decode(profile: Profile, model, tokenizer, prompts: list[str], decoding: str) -> list[Answer]:
+    """Answers by "beam", the published decoding, or by "sample", the distribution that PPO trains.
+
+    Raises ValueError for any other decoding.
+    """
+    settings = profile.decoding
+    if decoding == "beam":
+        options = {
+            "max_new_tokens": settings.beam_new_tokens,
+            "num_beams": settings.num_beams,
+            "repetition_penalty": settings.repetition_penalty,
+        }
+    elif decoding == "sample":
+        options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "seed": profile.seed}
+    else:
+        raise ValueError(f"decoding {decoding!r} is none of {', '.join(DECODINGS)}.")
+    return generation.generate_answers(
+        model, tokenizer, prompts, batch_size=settings.batch_size, description=decoding, **options
+    )
+
+
+def draw(profile: Profile, model, tokenizer, prompts: list[str]) -> list[Answer]:
+    """DRAWS sampled answers to each prompt: round after round over all prompts, the first as `decode` gives it."""
+    rounds = [dataclasses.replace(profile, seed=profile.seed + 1000 * i) for i in range(DRAWS)]
+    return [answer for of in rounds for answer in decode(of, model, tokenizer, prompts, "sample")]
+
+
+def per_prompt(values: Sequence[float]) -> np.ndarray:
+    """Mean over the draws: (prompts,) from (DRAWS * prompts,). One number per prompt is what an interval needs."""
+    return np.reshape(np.asarray(values, dtype=float), (DRAWS, -1)).mean(axis=0)
+
+
+def evaluate_answers(
+    profile: Profile, name: str, prompts: list[str], references: list[str], answers: dict[str, list[Answer]]
+) -> None:
+    """Write what both decodings of a model give: its rows of rouge.csv and behaviour.csv, and predictions_<name>.json.
+
+    A metric without suffix is that of the published decoding; `_sample` marks sampling. Predictions are those of beam
+    search.
+    """
+    rouge, behaviour = {}, {}
+    for decoding in DECODINGS:
+        suffix = "" if decoding == "beam" else "_sample"
+        texts = [answer.text for answer in answers[decoding]]
+        scores = metrics.rouge_per_example(texts, references)
+        rouge |= {f"{metric}{suffix}": values for metric, values in scores.items()}
+        behaviour[f"stop_rate{suffix}"] = [answer.ended for answer in answers[decoding]]
+        behaviour[f"words{suffix}"] = [len(text.split()) for text in texts]
+    rows = metrics.summary_rows(name, behaviour)
+    for n in (1, 2):  # diversity of all texts together: one number, so no interval over prompts
+        value = metrics.distinct_n([answer.text for answer in answers["sample"]], n)
+        rows.loc[len(rows)] = (name, f"distinct_{n}_sample", value, np.nan, np.nan, len(prompts))
+    outputs.merge_csv(profile, "rouge.csv", metrics.summary_rows(name, rouge), key="model")
+    outputs.merge_csv(profile, "behaviour.csv", rows, key="model")
+    predictions = [
+        {"prompt": prompt, "reference": reference, "prediction": answer.text}
+        for prompt, reference, answer in zip(prompts, references, answers["beam"], strict=True)
+    ]
+    outputs.write_json(profile, f"predictions_{name}.json", predictions)
+
+
+def evaluated_before(profile: Profile) -> set[str]:
+    """The models that have rows in rouge.csv."""
+    try:
+        return set(outputs.read_csv(profile, "rouge.csv").model)
+    except FileNotFoundError:
+        return set()

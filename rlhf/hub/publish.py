@@ -1,0 +1,64 @@
+"""Publishing a run's checkpoints as one repository of the Hugging Face Hub."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from rlhf import outputs
+from rlhf.hub import cards
+from rlhf.hub.pull import MANIFEST, read_manifest, safe_files
+from rlhf.profiles import Profile
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+def publish(profile: Profile, repo_id: str, private: bool = True, dry_run: bool = True) -> dict[str, int]:
+    """Upload the checkpoints of a run as subfolders of one repository, with a model card for each and for all.
+
+    Returns the bytes of each file. A dry run uploads nothing and needs no token. Only SAFE_FILES go up, and no path of
+    this machine in them. Raises ValueError for a name that is none or a link that leads out of the checkpoints,
+    FileNotFoundError for a stage that has not run, and PermissionError without a token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repository {repo_id!r}: {error}; give a name like user/rlhf-gpt2.") from error
+    if "/" not in repo_id:
+        raise ValueError(f"repository {repo_id!r} has no owner; give a name like user/rlhf-gpt2.")
+    if not dry_run and get_token() is None:
+        raise PermissionError("no token of the Hub was found; run `hf auth login` once, or set HF_TOKEN.")
+    with tempfile.TemporaryDirectory() as folder:
+        files = assemble(profile, repo_id, Path(folder))
+        if not dry_run:
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            message = f"Checkpoints of the {profile.name} profile"
+            api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message)
+    return files
+
+
+def assemble(profile: Profile, repo_id: str, folder: Path) -> dict[str, int]:
+    """What is published, put into an empty folder. Returns the bytes of each file by its path in it."""
+    run = cards.read_run(profile)
+    for key, model in cards.published(run).items():
+        source = outputs.require_checkpoint(profile, model.checkpoint)
+        target = folder / model.checkpoint
+        target.mkdir()
+        for file in safe_files(source, outputs.checkpoints_dir(profile)):
+            shutil.copyfile(file, target / file.name)
+        config = target / "adapter_config.json"
+        if config.exists():  # PEFT notes where the base lay on this machine
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            base = None if key == "reward_model" else cards.hub_name(run["settings"]["model"])
+            settings["base_model_name_or_path"] = base or repo_id
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        cards.card(profile, repo_id, key).save(target / "README.md")
+    cards.card(profile, repo_id).save(folder / "README.md")
+    manifest = {"profile": profile.name, "seed": run["seed"], "ppo_aligned_final": run["ppo_aligned_final"]}
+    manifest["examples"] = [example["prompt"] for example in outputs.read_json(profile, "qualitative.json")]
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    read_manifest(repo_id, folder)  # what can't be pulled is not published
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,131 @@
+"""Pulling published checkpoints. What a repository says is checked before anything is written: it is not trusted."""
+
+import json
+import os
+import reprlib
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from rlhf import models, outputs, registry
+from rlhf.download import SAFE_FILES, fetch
+from rlhf.profiles import PROFILES, Profile
+
+MANIFEST = "rlhf.json"  # at the root of a published repository: its profile, which policy is the aligned one, prompts
+ALIGNED = [registry.MODELS[key].checkpoint for key in registry.ALIGNED_CANDIDATES]
+MOST_EXAMPLES, LONGEST_EXAMPLE = 50, 10_000  # characters
+
+
+def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[str]:
+    """Put published checkpoints where a run of the profile would have written them. Returns their names.
+
+    repo_id: a repository that `publish` made, or a local folder laid out like it. Which one and which revision is
+    noted in run.json. A base that is not published again is fetched from where it is. Raises ConnectionError where
+    something can't be fetched, and before anything is written ValueError for a repository of another profile, with a
+    checkpoint missing or a link that leads out of it, and for outputs that hold a run of their own.
+    """
+    _refuse_to_replace_a_run(profile)
+    source = fetch(repo_id, revision)
+    manifest = read_manifest(repo_id, source)
+    for name, ours in (("profile", profile.name), ("seed", profile.seed)):  # the lab's data depend on both
+        if manifest[name] != ours:
+            raise ValueError(
+                f"{outputs.show_name(repo_id)} was made with {name} {manifest[name]}, not {ours}; "
+                f"set RLHF_{name.upper()}={manifest[name]}."
+            )
+    copied = manifest["ppo_aligned_final"]
+    folders = {model.checkpoint: source / model.checkpoint for model in registry.MODELS.values()}
+    folders[copied] = source / "ppo_aligned_final"
+    files = {checkpoint: safe_files(folder, source) for checkpoint, folder in folders.items()}
+    missing = [name for name, found in files.items() if not any(file.suffix == ".safetensors" for file in found)]
+    fetch_base = "base" in missing and not profile.lab
+    if fetch_base:
+        missing.remove("base")
+        del files["base"]
+    if missing:
+        raise ValueError(
+            f"{outputs.show_name(repo_id)} lacks {', '.join(missing)}; publish it again after a complete run."
+        )
+    commit = source.name if source.parent.name == "snapshots" else None  # as the Hub's cache lays it out
+    pulled = {"from": outputs.show_name(repo_id), "commit": commit}
+    # Noted first: what an interrupted pull leaves behind must not pass for a run of its own.
+    outputs.update_run(profile, pulled=pulled, ppo_aligned_final=copied, examples=manifest["examples"])
+    if fetch_base:
+        models.prepare_base(profile)
+    for checkpoint, found in files.items():
+        with outputs.new_folder(outputs.checkpoint_path(profile, checkpoint)) as folder:
+            for file in found:
+                shutil.copyfile(file, folder / file.name)
+    for name in ("rouge.csv", "behaviour.csv"):  # they add up over notebooks, and tell of other checkpoints
+        (outputs.evaluation_dir(profile) / name).unlink(missing_ok=True)
+    return list(files)
+
+
+def _refuse_to_replace_a_run(profile: Profile) -> None:
+    run = outputs.evaluation_dir(profile) / "run.json"
+    if run.exists() and "pulled" in outputs.read_json(profile, "run.json"):
+        return
+    own = [name for name in registry.BY_CHECKPOINT if outputs.checkpoint_path(profile, name).exists()]
+    if own:
+        raise ValueError(
+            f"{outputs.show(outputs.checkpoints_dir(profile))} holds {', '.join(own)} of a run of its own, which "
+            f"pulling would replace; pull into another folder: RLHF_OUTPUTS=<another folder>."
+        )
+
+
+def read_manifest(repo_id: str, source: Path) -> dict:
+    """What a repository, fetched to `source`, says of itself: profile, seed, ppo_aligned_final and examples.
+
+    Raises ValueError, which names the repository and the entry, for anything that `publish` would not have written.
+    """
+    name = outputs.show_name(repo_id)
+    remedy = "give a repository that `make publish` made."
+    if source / MANIFEST not in safe_files(source, source):
+        raise ValueError(f"{name} has no {MANIFEST}; {remedy}")
+    try:
+        manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} has a {MANIFEST} that can't be read ({type(error).__name__}); {remedy}") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{name} has a {MANIFEST} with {reprlib.repr(manifest)}, not with a JSON object; {remedy}")
+    allowed = {
+        "profile": (lambda value: value in PROFILES, f"one of {', '.join(PROFILES)}"),
+        "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1"),
+        "ppo_aligned_final": (lambda value: value in ALIGNED, f"one of {', '.join(ALIGNED)}"),
+        "examples": (_are_examples, f"at most {MOST_EXAMPLES} texts of at most {LONGEST_EXAMPLE:,} characters"),
+    }
+    for entry, (is_allowed, description) in allowed.items():
+        value = manifest.get(entry)
+        if not is_allowed(value):
+            raise ValueError(f"{name} has {entry}={reprlib.repr(value)} in {MANIFEST}, not {description}; {remedy}")
+    return {entry: manifest[entry] for entry in allowed}
+
+
+def _are_examples(value) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_EXAMPLES
+        and all(isinstance(text, str) and len(text) <= LONGEST_EXAMPLE for text in value)
+        and all(text.encode("utf-8", "ignore").decode() == text for text in value)  # no half of a surrogate pair
+    )
+
+
+def safe_files(folder: Path, source: Path) -> list[Path]:
+    """The files right in `folder` that may be copied: of SAFE_FILES, and inside of `source`.
+
+    The Hub's cache holds links into its own folder blobs/, which count as inside. Raises ValueError for any other link
+    that leads out of `source`.
+    """
+    inside = [source]
+    if source.parent.name == "snapshots" and source.parents[1].name.startswith("models--"):
+        inside.append(source.parents[1] / "blobs")
+    files = sorted(file for file in folder.glob("*") if any(fnmatch(file.name, pattern) for pattern in SAFE_FILES))
+    for file in files:
+        # realpath, unlike Path.resolve, also gives an answer for links in a circle.
+        target = Path(os.path.realpath(file))
+        if not any(target.is_relative_to(os.path.realpath(place)) for place in inside):
+            raise ValueError(
+                f"{folder.name}/{file.name} is a link that leads out of {outputs.show_name(str(source))}; "
+                f"put the file itself in its place."
+            )
+    return [file for file in files if file.is_file()]

@@ -1,0 +1,400 @@
+"""PPO's loop: answer a batch of prompts, score the answers, estimate advantages, take a few clipped steps."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf import runtime
+from rlhf.generation import head_logits, left_padded, sample, uniform_draws
+from rlhf.ppo import algorithm, checkpoint
+from rlhf.ppo.settings import Settings
+from rlhf.template import format_prompt
+from rlhf.training import lr_scale
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RewardFunction = Callable[[list[str], list[str], list[bool]], Sequence[float]]
+# Nats per token, on average. Rounding of the trunk to bfloat16 gives some hundredths.
+LARGEST_SAMPLER_GAP = 0.1
+
+
+class Rollout(NamedTuple):
+    """What the policy answered to a batch of prompts. (batch, tokens) are the tokens of the answers."""
+
+    sequences: torch.Tensor  # (batch, prompt + tokens), prompts padded on the left, answers on the right
+    attention: torch.Tensor  # the same shape: 1 on prompt and answer
+    responses: torch.Tensor  # (batch, tokens)
+    mask: torch.Tensor  # (batch, tokens): 1 up to and including EOS
+    ended: torch.Tensor  # (batch,): whether there is an EOS
+    sampler_logprobs: torch.Tensor  # (batch, tokens): what the sampler took for the log-probabilities of the tokens
+
+
+class PPOTrainer:
+    """PPO on a policy.
+
+    policy, ref: causal language models with the same tokenizer; the reference is left as it is. Both run without
+    dropout: with it, the probability of a token would differ between rollout and training. reward_fn(prompts,
+    responses, ended) gives one finite number for each response, higher is better; ended says which have an EOS. prompts
+    are texts without template. The value of a state is read off the policy's own trunk by a linear head that starts at
+    zero, or off `value_model`, a model for sequence classification with one label. Checkpoints go to `checkpoints`,
+    TensorBoard files to `logs`, where given.
+
+    Raises ValueError for settings that don't fit together, for fewer prompts than a batch and for a prompt that leaves
+    no room for an answer.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        ref: PreTrainedModel,
+        reward_fn: RewardFunction,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str],
+        settings: Settings,
+        *,
+        value_model: PreTrainedModel | None = None,
+        checkpoints: Path | None = None,
+        logs: Path | None = None,
+    ):
+        self.policy, self.ref, self.value_model = policy.eval(), ref.eval(), value_model and value_model.eval()
+        self.reward_fn, self.tokenizer, self.settings, self.device = reward_fn, tokenizer, settings, policy.device
+        self.prompts = list(prompts)
+        self.encoded = tokenizer([format_prompt(p) for p in self.prompts], truncation=False, verbose=False)["input_ids"]
+        self._check()
+        self.generator = torch.Generator().manual_seed(settings.seed)  # of the order of prompts and mini-batches
+        self.value_head = torch.nn.utils.skip_init(torch.nn.Linear, policy.config.hidden_size, 1, device=self.device)
+        for parameter in self.value_head.parameters():
+            torch.nn.init.zeros_(parameter)
+        self.value_module = self.value_head if value_model is None else value_model  # what learns the values
+        groups = [[p for p in module.parameters() if p.requires_grad] for module in (policy, self.value_module)]
+        self.parameters = [p for group in groups for p in group]
+        self.rates = (settings.learning_rate, settings.value_learning_rate or settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group} for group in groups], eps=settings.adam_epsilon, weight_decay=0.0, fused=True
+        )
+        self.kl_coef, self.update, self.too_far, self.rows = settings.kl_coef, 0, 0, []
+        self.order, self.position = torch.randperm(len(self.prompts), generator=self.generator), 0
+        self.checkpoints, self.last_checkpoint = checkpoints, None
+        self.writer = SummaryWriter(str(logs)) if logs else None
+        self.seconds = dict.fromkeys(("generation", "scoring", "forward", "backward", "optimiser"), 0.0)
+
+    def _check(self) -> None:
+        settings = self.settings
+        if settings.batch_size % settings.mini_batches:
+            raise ValueError(
+                f"a batch of {settings.batch_size} can't be cut into {settings.mini_batches} equal mini-batches."
+            )
+        if len(self.prompts) < settings.batch_size:
+            raise ValueError(
+                f"{len(self.prompts)} prompts are fewer than a batch of {settings.batch_size}; give more prompts or "
+                f"lower batch_size."
+            )
+        if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
+            raise ValueError("the tokenizer needs a pad token that is not EOS, or answers never learn to end.")
+        room = self.policy.config.max_position_embeddings - settings.max_new_tokens
+        for prompt, ids in zip(self.prompts, self.encoded, strict=True):
+            if len(ids) > room:
+                raise ValueError(
+                    f"prompt {prompt[:60]!r} has {len(ids)} tokens with its template; with {settings.max_new_tokens} "
+                    f"new ones it doesn't fit into the context; leave it out."
+                )
+        if not any(p.requires_grad for p in self.policy.parameters()):
+            raise ValueError("every weight of the policy is frozen; call policy.requires_grad_(True).")
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """One row per update so far."""
+        return pd.DataFrame(self.rows)
+
+    @property
+    def lr_scale(self) -> float:
+        """The share of the learning rates that this update takes."""
+        return lr_scale(self.update, self.settings.warmup_updates)
+
+    def train(self) -> pd.DataFrame:
+        """Run until `updates` updates are done, or the KL has been above its ceiling for too long. Returns the curve.
+
+        Raises FloatingPointError where the loss or the KL is not finite, ValueError for scores that can't be used and
+        where sampler and trainer disagree (check_sampler).
+        """
+        settings = self.settings
+        ceiling = math.inf if settings.kl_ceiling is None else settings.kl_ceiling
+        if not self.update:
+            gap = self.check_sampler()
+            print(f"log-probabilities: the sampler's differ from the trainer's by {gap:.0e} nats per token")
+        with tqdm(total=settings.updates, initial=self.update, desc="PPO", unit="update") as progress:
+            while self.update < settings.updates and self.too_far < settings.kl_patience:
+                row = self.step()
+                progress.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.2f}", refresh=False)
+                progress.update()
+                self.too_far = self.too_far + 1 if row["kl"] > ceiling else 0
+                if settings.checkpoint_every and self.update % settings.checkpoint_every == 0:
+                    self.save()
+        if self.too_far >= settings.kl_patience:
+            print(
+                f"Stopped after {self.update} of {settings.updates} updates: the KL has been above {ceiling:g} nats "
+                f"for {self.too_far} updates. A higher kl_coef or a lower learning rate keeps the policy nearer."
+            )
+        if self.writer:
+            self.writer.close()
+        return self.curve
+
+    def step(self) -> dict[str, float]:
+        """One update: rollout, scores, advantages, gradient steps. Returns its row of the curve."""
+        settings = self.settings
+        indices = self._next_prompts()
+        with self._timed("generation"):
+            rollout = self.generate(indices, draws=f"{settings.seed} update {self.update}")
+        with self._timed("scoring"):
+            scores = self.score([self.prompts[i] for i in indices], rollout)
+            old_logprobs, values = self.compute_logprobs_and_values(rollout)
+            ref_logprobs = self.compute_ref_logprobs(rollout)
+        mask, value_mask = rollout.mask, self.value_mask(rollout)
+        kl_k1, kl_k3 = algorithm.kl_estimates(old_logprobs, ref_logprobs, mask)
+        rewards = algorithm.kl_penalised_rewards(old_logprobs, ref_logprobs, scores, value_mask, self.kl_coef)
+        if settings.whiten_rewards:
+            rewards = algorithm.masked_whiten(rewards, value_mask, shift_mean=False)
+        advantages, returns = algorithm.gae(rewards, values, value_mask, settings.gamma, settings.lam)
+        if settings.whiten_advantages:
+            advantages = algorithm.masked_whiten(advantages, mask)
+        row = {
+            "update": self.update + 1,
+            "episode": (self.update + 1) * settings.batch_size,
+            "reward": scores.mean().item(),
+            "kl": kl_k1.mean().item(),
+            "kl_k3": kl_k3.mean().item(),
+            "reward_minus_kl": (scores - self.kl_coef * kl_k1).mean().item(),
+            "entropy": -algorithm.masked_mean(old_logprobs, mask).item(),
+            "explained_variance": algorithm.explained_variance(values, returns, value_mask),
+            "response_length": mask.sum(dim=1).float().mean().item(),
+            "stop_rate": rollout.ended.float().mean().item(),
+            "kl_coef": self.kl_coef,
+            "learning_rate": settings.learning_rate * self.lr_scale,
+        }
+        self._check_finite(row)
+        row |= self.optimise(rollout, old_logprobs, values, advantages, returns)
+        if settings.kl_target is not None:
+            self.kl_coef = algorithm.adapted_kl_coef(
+                self.kl_coef, row["kl"], settings.kl_target, settings.batch_size, settings.kl_horizon
+            )
+        self.update += 1
+        self.rows.append(row)
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(f"ppo/{name}", value, row["episode"])
+            self.writer.flush()
+        return row
+
+    def _next_prompts(self) -> list[int]:
+        """The next batch, in a random order that visits every prompt before any comes again.
+
+        What a pass leaves over begins the next batch, and those prompts come last in the next pass.
+        """
+        size = self.settings.batch_size
+        if self.position + size > len(self.order):
+            rest, new = self.order[self.position :], torch.randperm(len(self.prompts), generator=self.generator)
+            used = torch.isin(new, rest)
+            self.order, self.position = torch.cat([rest, new[~used], new[used]]), 0
+        self.position += size
+        return self.order[self.position - size : self.position].tolist()
+
+    @torch.no_grad()
+    def generate(self, indices: Sequence[int], draws: str) -> Rollout:
+        """Sampled answers to the prompts of these indices; `draws` names the random numbers (uniform_draws)."""
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        prompts, attention = (t.to(self.device) for t in left_padded([self.encoded[i] for i in indices], pad))
+        numbers = uniform_draws(draws, [self.prompts[i] for i in indices], self.settings.max_new_tokens)
+        with runtime.autocast(self.device):
+            drawn = sample(
+                self.policy, prompts, attention, numbers, temperature=self.settings.temperature, eos=eos, pad=pad
+            )
+        mask = algorithm.response_mask(drawn.tokens, eos)
+        return Rollout(
+            sequences=torch.cat([prompts, drawn.tokens], dim=1),
+            attention=torch.cat([attention, mask], dim=1),
+            responses=drawn.tokens,
+            mask=mask,
+            ended=(drawn.tokens == eos).any(dim=1),
+            sampler_logprobs=drawn.logprobs,
+        )
+
+    def check_sampler(self) -> float:
+        """How far the sampler's log-probabilities lie from the trainer's, in nats per token, on one micro-batch.
+
+        The two read the same tokens in another way: one by one with a cache, and all at once. PPO's ratios assume that
+        they agree. Raises ValueError where they differ by more than rounding.
+        """
+        rollout = self.generate(range(min(self.settings.micro_batch_size, len(self.prompts))), draws="check")
+        difference = self.compute_logprobs_and_values(rollout)[0] - rollout.sampler_logprobs
+        gap = algorithm.masked_mean(difference.abs(), rollout.mask).item()
+        if not gap <= LARGEST_SAMPLER_GAP:
+            raise ValueError(
+                f"the sampler's log-probabilities differ from the trainer's by {gap:.2g} nats per token, more than "
+                f"{LARGEST_SAMPLER_GAP}: PPO would correct for steps that were not taken. Train in float32, or check "
+                f"that the policy gives the same logits with a cache as without."
+            )
+        return gap
+
+    def score(self, prompts: list[str], rollout: Rollout) -> torch.Tensor:
+        """What the reward function gives for each answer, less what an answer that did not end forfeits: (batch,)."""
+        tokens = rollout.responses.masked_fill(rollout.mask == 0, self.tokenizer.pad_token_id)
+        responses = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        given = np.asarray(self.reward_fn(prompts, responses, rollout.ended.tolist()), dtype=np.float32)
+        if given.shape != (len(prompts),):
+            raise ValueError(
+                f"the reward function returned shape {given.shape} for {len(prompts)} responses; it must give one "
+                f"number for each."
+            )
+        if not np.isfinite(given).all():
+            i = int(np.flatnonzero(~np.isfinite(given))[0])
+            raise ValueError(
+                f"the reward function returned {given[i]} for the response {responses[i][:80]!r} to the prompt "
+                f"{prompts[i][:60]!r}."
+            )
+        return torch.from_numpy(given).to(self.device) - self.settings.missing_eos_penalty * (~rollout.ended).float()
+
+    def value_mask(self, rollout: Rollout) -> torch.Tensor:
+        """The tokens that have a reward and a value: (batch, tokens)."""
+        return rollout.mask
+
+    def _states(self, model: PreTrainedModel, rollout: Rollout, rows: torch.Tensor) -> torch.Tensor:
+        """The trunk's last hidden states where it predicts the tokens of the answers: (rows, tokens, width).
+
+        Columns that are padding in all of these rows are cut off before the forward pass, and so is the last token,
+        which predicts nothing.
+        """
+        tokens = rollout.responses.shape[1]
+        used, prompt = rollout.attention[rows].any(dim=0).nonzero(), rollout.sequences.shape[1] - tokens
+        start, end = int(used[0]), int(used[-1])
+        attention = rollout.attention[rows, start:end]
+        states = getattr(model, model.base_model_prefix)(
+            input_ids=rollout.sequences[rows, start:end],
+            attention_mask=attention,
+            position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
+        ).last_hidden_state[:, prompt - start - 1 :]
+        return torch.nn.functional.pad(states, (0, 0, 0, tokens - states.shape[1]))
+
+    def _logprobs(self, model: PreTrainedModel, states: torch.Tensor, rollout: Rollout, rows: torch.Tensor):
+        """log-probabilities of the tokens, 0 outside of the mask: (rows, tokens). No logits are made for padding."""
+        mask = rollout.mask[rows].bool()
+        logits = head_logits(model, states[mask], self.settings.temperature)
+        logprobs = algorithm.token_logprobs(logits, rollout.responses[rows][mask])
+        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logprobs)
+
+    def _values(self, states: torch.Tensor, rollout: Rollout, rows: torch.Tensor) -> torch.Tensor:
+        head = self.value_head
+        if self.value_model is not None:
+            states, head = self._states(self.value_model, rollout, rows), self.value_model.score
+        mask = self.value_mask(rollout)[rows].bool()
+        with torch.autocast(self.device.type, enabled=False):
+            values = head(states[mask].float()).squeeze(-1)
+        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
+
+    def forward(self, rollout: Rollout, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """log-probabilities and values of the rows of a rollout under the policy as it is: two of (rows, tokens)."""
+        with runtime.autocast(self.device):
+            states = self._states(self.policy, rollout, rows)
+            return self._logprobs(self.policy, states, rollout, rows), self._values(states, rollout, rows)
+
+    def _by_length(self, rollout: Rollout, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The rows in micro-batches of similar length, so that little of a forward pass is padding."""
+        size = min(self.settings.micro_batch_size, self.settings.batch_size // self.settings.mini_batches)
+        return rows[rollout.attention[rows].sum(dim=1).argsort()].split(size)
+
+    def compute_logprobs_and_values(self, rollout: Rollout) -> list[torch.Tensor]:
+        """`forward` of all rows, without gradient: two of (batch, tokens)."""
+        return self._in_micro_batches(self.forward, rollout)
+
+    def compute_ref_logprobs(self, rollout: Rollout) -> torch.Tensor:
+        """log-probabilities under the reference: (batch, tokens)."""
+
+        def forward(rollout, rows):
+            with runtime.autocast(self.device):
+                return [self._logprobs(self.ref, self._states(self.ref, rollout, rows), rollout, rows)]
+
+        return self._in_micro_batches(forward, rollout)[0]
+
+    @torch.no_grad()
+    def _in_micro_batches(self, forward: Callable, rollout: Rollout) -> list[torch.Tensor]:
+        """What `forward` gives for the rows of a rollout, each (rows, tokens), for all rows."""
+        parts = self._by_length(rollout, torch.arange(len(rollout.mask), device=self.device))
+        results = [torch.cat(tensors) for tensors in zip(*(forward(rollout, rows) for rows in parts), strict=True)]
+        back = torch.cat(list(parts)).argsort()
+        return [tensor[back] for tensor in results]
+
+    def optimise(self, rollout: Rollout, old_logprobs, old_values, advantages, returns) -> dict[str, float]:
+        """Passes over the batch in mini-batches, one optimiser step each. Returns means over all of these steps.
+
+        A mini-batch may be cut into micro-batches: each counts by its share of the tokens, so that the gradient is that
+        of the whole mini-batch, whatever the cut.
+        """
+        settings = self.settings
+        mask, value_mask = rollout.mask, self.value_mask(rollout)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.lr_scale
+        steps = []
+        for _ in range(settings.epochs):
+            shuffled = torch.randperm(len(mask), generator=self.generator).to(self.device)
+            for mini in shuffled.chunk(settings.mini_batches):
+                sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+                for rows in self._by_length(rollout, mini):
+                    share = mask[rows].sum() / mask[mini].sum()
+                    value_share = value_mask[rows].sum() / value_mask[mini].sum()
+                    with self._timed("forward"):
+                        logprobs, values = self.forward(rollout, rows)
+                        loss, clipped = algorithm.policy_loss(
+                            logprobs, old_logprobs[rows], advantages[rows], mask[rows], settings.cliprange
+                        )
+                        v_loss = algorithm.value_loss(
+                            values, old_values[rows], returns[rows], value_mask[rows], settings.cliprange_value
+                        )
+                        total = share * loss + settings.vf_coef * value_share * v_loss
+                    with self._timed("backward"):
+                        total.backward()
+                    with torch.no_grad():
+                        _, change = algorithm.kl_estimates(old_logprobs[rows], logprobs, mask[rows])
+                    sums["policy_loss"] += (share * loss).item()
+                    sums["value_loss"] += (value_share * v_loss).item()
+                    sums["clip_fraction"] += (share * clipped).item()
+                    sums["approx_kl"] += (change.sum() / mask[mini].sum()).item()
+                with self._timed("optimiser"):
+                    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm).item()
+                    self._check_finite(sums)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad(set_to_none=True)
+                steps.append(sums)
+        return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+
+    def _check_finite(self, numbers: dict[str, float]) -> None:
+        bad = [name for name, value in numbers.items() if not math.isfinite(value) and name != "explained_variance"]
+        if bad:
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            kept = (
+                f"the last checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "there is no checkpoint"
+            )
+            raise FloatingPointError(
+                f"update {self.update + 1}: {' and '.join(bad)} not finite ({listed}); last checkpoint: {kept}. Lower "
+                f"the learning rate or max_grad_norm, and look at the rewards."
+            )
+
+    def save(self) -> Path:
+        """Everything that the next update depends on, in checkpoints/update_<n>, put in place when it is complete."""
+        return checkpoint.save(self)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of `save`, with the same models, prompts and settings as there."""
+        checkpoint.resume(self, path)
+
+    @contextmanager
+    def _timed(self, part: str):
+        """Adds the seconds of the block to `seconds[part]`."""
+        started = runtime.clock()
+        yield
+        self.seconds[part] += runtime.clock() - started

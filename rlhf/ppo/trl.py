@@ -1,0 +1,129 @@
+"""PPO by TRL 1.12.0, the last release that has it, with the project's settings and what its loop leaves out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rlhf import runtime
+from rlhf.ppo.settings import Settings
+from rlhf.profiles import Profile
+from rlhf.training import StageTrainer, run_arguments
+
+import pandas as pd
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+
+@contextmanager
+def record_rollouts(policy, tokenizer) -> Iterator[list[dict[str, float]]]:
+    """While open, each micro-batch that `policy` generates adds its response_length (tokens) and stop_rate."""
+    rollouts: list[dict[str, float]] = []
+    generate = policy.generate
+
+    def recording_generate(*args, input_ids, **kwargs):
+        generated = generate(*args, input_ids=input_ids, **kwargs)
+        answers = generated.sequences[:, input_ids.shape[1] :]
+        ended = (answers == tokenizer.eos_token_id).any(dim=1)
+        lengths = (answers != tokenizer.pad_token_id).sum(dim=1)
+        rollouts.append({"response_length": lengths.float().mean().item(), "stop_rate": ended.float().mean().item()})
+        return generated
+
+    policy.generate = recording_generate
+    try:
+        yield rollouts
+    finally:
+        del policy.generate  # the method of the class shows again
+
+
+class RecordingPPOTrainer(StageTrainer, PPOTrainer):
+    """TRL's trainer, which also records each rollout's mean answer length and share of answers that ended.
+
+    Its learning rate rises and stays as in the project's own trainer; with TRL's schedule the first update has rate 0.
+    """
+
+    constant_rate = True
+
+    def train(self) -> None:
+        with record_rollouts(self.policy_model, self.processing_class) as self.rollouts:
+            super().train()
+
+
+def make_trainer(
+    profile: Profile, settings: Settings, policy, reference, reward_model, value_model, tokenizer, prompts
+) -> RecordingPPOTrainer:
+    """TRL's PPOTrainer with the project's settings; it records what it generates in `trainer.rollouts`.
+
+    Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, for models that are the
+    same object, with which the reward would drift with the value function, and for a frozen policy or value model.
+    """
+    if len(prompts) < settings.batch_size:
+        raise ValueError(
+            f"{len(prompts)} prompts are fewer than a batch of {settings.batch_size}; give more data or lower "
+            f"batch_size in 03_ppo_alignment/ppo_config.py."
+        )
+    if len({id(model) for model in (policy, reference, reward_model, value_model)}) < 4:
+        raise ValueError("policy, reference, reward model and value model must be four separate models.")
+    for name, model in (("policy", policy), ("value model", value_model)):
+        frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+        if frozen:
+            raise ValueError(
+                f"{frozen} weights of the {name} are frozen and would not learn; call requires_grad_(True)."
+            )
+    tokenizer.padding_side = "left"  # a decoder continues from the last position, which must be the prompt's
+    config = PPOConfig(
+        **run_arguments(profile, "ppo_trl"),
+        total_episodes=settings.updates * settings.batch_size,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        num_mini_batches=settings.mini_batches,
+        num_ppo_epochs=settings.epochs,
+        local_rollout_forward_batch_size=settings.micro_batch_size,
+        response_length=settings.max_new_tokens,
+        temperature=settings.temperature,
+        stop_token="eos",
+        missing_eos_penalty=settings.missing_eos_penalty,
+        learning_rate=settings.learning_rate,
+        adam_epsilon=settings.adam_epsilon,
+        warmup_steps=settings.warmup_updates,
+        kl_coef=settings.kl_coef,
+        cliprange=settings.cliprange,
+        cliprange_value=settings.cliprange_value,
+        vf_coef=settings.vf_coef,
+        gamma=settings.gamma,
+        lam=settings.lam,
+        num_sample_generations=0,
+        bf16=False,  # TRL 1.12 ignores it on transformers 5
+    )
+    with runtime.isolated_generator(settings.seed):  # TRL seeds torch's global generator
+        return RecordingPPOTrainer(
+            args=config,
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=reference,
+            reward_model=reward_model,
+            value_model=value_model,
+            train_dataset=prompts,
+        )
+
+
+def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
+    """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate.
+
+    kl is in nats per answer, entropy in nats per token. The entropy is the mean surprise of the sampled tokens: TRL's
+    own average (policy/entropy_avg) counts padding as if it were answer.
+    """
+    names = {
+        "episode": "episode",
+        "objective/scores": "reward",
+        "objective/kl": "kl",
+        "objective/rlhf_reward": "reward_minus_kl",
+        "loss/policy_avg": "policy_loss",
+        "loss/value_avg": "value_loss",
+        "policy/clipfrac_avg": "clip_fraction",
+        "policy/approxkl_avg": "approx_kl",
+        "lr": "learning_rate",
+    }
+    logged = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
+    curve = pd.DataFrame([{name: entry[key] for key, name in names.items()} for entry in logged])
+    rollouts = pd.DataFrame(trainer.rollouts)  # as many of equal size for each update
+    rollouts = rollouts.groupby(rollouts.index // (len(rollouts) // len(curve))).mean()
+    curve["entropy"] = [entry["objective/entropy"] for entry in logged] / rollouts.response_length
+    return curve.join(rollouts)

@@ -1,0 +1,52 @@
+"""Training a reward model: TRL's RewardTrainer on an adapter with a score head."""
+
+from rlhf import runtime
+from rlhf.profiles import Profile
+from rlhf.training import StageTrainer, fit_arguments, lora_config
+
+import pandas as pd
+from datasets import Dataset
+from trl import RewardConfig, RewardTrainer
+
+
+class _RewardTrainer(StageTrainer, RewardTrainer):
+    pass
+
+
+TOKEN_COLUMNS = ["chosen_ids", "rejected_ids"]
+
+
+def make_trainer(profile: Profile, model, tokenizer, train: Dataset, validation: Dataset) -> RewardTrainer:
+    """A trainer of the Bradley-Terry loss -log sigmoid(r(chosen) - r(rejected)); it takes `train` in its order.
+
+    The loss leaves the level of each prompt's scores free, and left alone it drifts by more than answers differ. That
+    would be noise in PPO's advantages, so (r(chosen) + r(rejected))^2 is added with a small weight, which pulls the
+    level of every prompt to zero (Eisenstein et al. 2023, "Helping or Herding?").
+    """
+    settings = profile.reward
+    config = RewardConfig(
+        **fit_arguments(profile, "reward_model", settings, examples=len(train), evaluations=settings.evaluations),
+        learning_rate=settings.learning_rate,
+        center_rewards_coefficient=settings.center_rewards_coefficient,
+        train_sampling_strategy="sequential",  # the order is that of pairs.training_pairs
+    )
+    with runtime.isolated_generator(profile.seed):  # the adapter's first weights are drawn here
+        return _RewardTrainer(
+            model=model,
+            args=config,
+            train_dataset=train.select_columns(TOKEN_COLUMNS),
+            eval_dataset=validation.select_columns(TOKEN_COLUMNS),
+            processing_class=tokenizer,
+            # The head is new: it is trained and saved whole, beside the adapters on the trunk.
+            peft_config=lora_config(settings.lora, "SEQ_CLS", modules_to_save=["score"]),
+        )
+
+
+def training_curve(trainer) -> pd.DataFrame:
+    """Loss and accuracy over the steps: columns split, step, loss, accuracy."""
+    rows = []
+    for entry in trainer.state.log_history:
+        for split, prefix in (("train", ""), ("validation", "eval_")):
+            if f"{prefix}loss" in entry:
+                rows.append((split, entry["step"], entry[f"{prefix}loss"], entry[f"{prefix}accuracy"]))
+    return pd.DataFrame(rows, columns=["split", "step", "loss", "accuracy"])

@@ -1,0 +1,82 @@
+"""What the machine is and how it is used: device, precision, threads, seeds, clock."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cpu_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def hardware() -> str:
+    """Where a run computes, in a reader's words."""
+    if torch.cuda.is_available():
+        return f"one {torch.cuda.get_device_name()} GPU"
+    cores = cpu_count()
+    return f"{cores} CPU core{'s' * (cores > 1)}"
+
+
+def bf16_is_native(where: torch.device | None = None) -> bool:
+    """Whether `where` (this run's device without it) computes in bfloat16.
+
+    Elsewhere it is emulated, on a T4 or V100 as on most CPUs: autocast would be slower than float32, not faster.
+    """
+    if (where or device()).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16")) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def autocast(where: torch.device) -> torch.autocast:
+    """bfloat16 for matrix products on a GPU that has it; float32 elsewhere."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda" and bf16_is_native(where))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch: the one place that does."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def isolated_generator(seed: int) -> Iterator[None]:
+    """The global generators start from `seed` in the block, and go on after it as if it had not been.
+
+    For libraries that draw from them without asking: a new head, a new adapter, the order of batches.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            seed_everything(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def clock() -> float:
+    """Seconds of a monotonic clock, once all that was sent to a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory_mb(pid: int) -> int | None:
+    """The peak resident memory of a process so far, in MB; None where the system does not tell (macOS, Windows)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,0 +1,188 @@
+"""Supervised fine-tuning: tokens with the labels of the loss, and one SFTTrainer for full, LoRA and QLoRA training."""
+
+import statistics
+
+from rlhf import models, runtime
+from rlhf.profiles import Profile
+from rlhf.training import StageTrainer, fit_arguments, lora_config
+
+import pandas as pd
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+METHODS = ("full", "lora", "qlora")
+IGNORED = -100  # a label that the loss leaves out
+ENDINGS = ("eos", "none", "pad_is_eos")
+
+
+def tokenize(examples: Dataset, tokenizer, ending: str = "eos") -> Dataset:
+    """Columns input_ids and labels: the loss is taken on the completion only, prompt labels are IGNORED.
+
+    `ending` is how the example ends: "eos", an end-of-sequence token that is learned like any other; "none", without
+    one; "pad_is_eos", with one that no loss sees, as when pad and EOS are the same token and padding is masked.
+    Raises ValueError for any other ending.
+    """
+    if ending not in ENDINGS:
+        raise ValueError(f"ending {ending!r} is none of {', '.join(ENDINGS)}.")
+    prompt_ids = tokenizer(list(examples["prompt"]), truncation=False, verbose=False)["input_ids"]
+    texts = [p + c for p, c in zip(examples["prompt"], examples["completion"], strict=True)]
+    all_ids = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    rows = {"input_ids": [], "labels": []}
+    for prompt, ids in zip(prompt_ids, all_ids, strict=True):
+        labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
+        if ending != "none":
+            ids = [*ids, tokenizer.eos_token_id]
+            labels = [*labels, tokenizer.eos_token_id if ending == "eos" else IGNORED]
+        rows["input_ids"].append(ids)
+        rows["labels"].append(labels)
+    return Dataset.from_dict(rows)
+
+
+class _SFTTrainer(StageTrainer, SFTTrainer):
+    pass
+
+
+def make_trainer(
+    profile: Profile,
+    run: str,
+    model,
+    tokenizer,
+    train,
+    validation,
+    *,
+    learning_rate: float,
+    epochs: float | None = None,
+    evaluations: int | None = None,
+    adapter: LoraConfig | None = None,
+) -> SFTTrainer:
+    """A trainer on tokenised examples (`tokenize`); TensorBoard files go to outputs/logs/<profile>/<run>.
+
+    With `adapter` only the adapter is trained. `epochs` and `evaluations` replace the profile's. What is trained is
+    kept in float32: a bfloat16 weight has 8 bits of precision, so most steps of a small learning rate would be rounded
+    away, and a CPU without bfloat16 takes five times as long for the products. Autocast lowers those where it pays.
+    """
+    evaluations = evaluations or profile.sft.evaluations
+    config = SFTConfig(
+        **fit_arguments(
+            profile,
+            run,
+            profile.sft,
+            examples=(epochs or profile.sft.epochs) * len(train),
+            evaluations=0 if validation is None else evaluations,
+        ),
+        learning_rate=learning_rate,
+        max_grad_norm=profile.sft.max_grad_norm,
+        train_sampling_strategy="group_by_length",
+    )
+    with runtime.isolated_generator(profile.seed):  # an adapter's first weights are drawn here: the same for every run
+        trainer = _SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # TRL 1.12 stores the adapter of a 4-bit model in bfloat16
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def start_model(profile: Profile, method: str) -> tuple[PreTrainedModel, LoraConfig | None]:
+    """What a method trains: the base model (in 4 bit for "qlora") and the adapter's configuration, None for "full".
+
+    Raises ValueError for a method that is not in METHODS.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}.")
+    model = models.load_base(profile, quantized=method == "qlora")
+    return model, None if method == "full" else lora_config(profile.sft.lora, "CAUSAL_LM")
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each optimiser step."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_, **__):
+        self.started = runtime.clock()
+
+    def on_step_end(self, *_, **__):
+        self.seconds.append(runtime.clock() - self.started)
+
+
+def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) -> dict[str, float | str]:
+    """Train `steps` steps and count: trainable parameters, megabytes, the median of the seconds that a step takes.
+
+    The first steps of a process are slower, for each new shape of a batch: a mean would charge them to the method that
+    comes first. memory_megabytes are those of the weights, the gradients and the optimiser's states: what does not
+    depend on the size of a batch.
+    """
+    model, adapter = start_model(profile, method)
+    examples = steps * profile.sft.batch_size * profile.sft.gradient_accumulation
+    part = train.select(range(min(len(train), examples)))
+    trainer = make_trainer(
+        profile, f"cost_{method}", model, tokenizer, part, None, learning_rate=1e-4, epochs=1, adapter=adapter
+    )
+    times = StepTimes()
+    trainer.add_callback(times)
+    trainer.train()
+    optimizer_bytes = sum(
+        tensor.numel() * tensor.element_size()
+        for state in trainer.optimizer.state.values()
+        for tensor in state.values()
+        if hasattr(tensor, "numel")
+    )
+    gradient_bytes = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    weight_bytes = models.weight_bytes(trainer.model)
+    return {
+        "method": method,
+        "trainable_parameters": models.trainable_parameters(trainer.model),
+        "weight_megabytes": weight_bytes / 1e6,
+        "memory_megabytes": (weight_bytes + gradient_bytes + optimizer_bytes) / 1e6,
+        "seconds_per_step": statistics.median(times.seconds),
+    }
+
+
+def search_learning_rate(profile: Profile, method: str, tokenizer, train, validation) -> pd.DataFrame:
+    """Validation loss after one pass over a share of the data, for each learning rate of the profile.
+
+    Columns method, learning_rate, validation_loss. Every run starts from the same weights and sees the same examples.
+    """
+    settings = profile.sft
+    candidates = settings.full_learning_rates if method == "full" else settings.qlora_learning_rates
+    part = share_of(train, settings.search_share, profile.seed)
+    rows = []
+    for learning_rate in candidates:
+        model, adapter = start_model(profile, method)
+        run = f"search_{method}_{learning_rate:g}"
+        trainer = make_trainer(
+            profile, run, model, tokenizer, part, validation,
+            learning_rate=learning_rate, epochs=1, evaluations=1, adapter=adapter,
+        )  # fmt: skip
+        trainer.train()
+        rows.append((method, learning_rate, loss_curve(trainer, run).query("split == 'validation'").loss.iloc[-1]))
+    return pd.DataFrame(rows, columns=["method", "learning_rate", "validation_loss"])
+
+
+def best_learning_rate(searched: pd.DataFrame) -> float:
+    return float(searched.loc[searched.validation_loss.idxmin(), "learning_rate"])
+
+
+def loss_curve(trainer, run: str) -> pd.DataFrame:
+    """Training and validation loss over the steps of a trainer: columns run, split, step, loss."""
+    rows = []
+    for entry in trainer.state.log_history:
+        for split, key in (("train", "loss"), ("validation", "eval_loss")):
+            if key in entry:
+                rows.append((run, split, entry["step"], entry[key]))
+    return pd.DataFrame(rows, columns=["run", "split", "step", "loss"])
+
+
+def share_of(examples, share: float, seed: int):
+    """A random share of the examples, at least one batch of 8: enough to compare learning rates."""
+    return examples.shuffle(seed=seed).select(range(min(len(examples), max(8, round(share * len(examples))))))
