@@ -8,7 +8,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run seeds study render results publish demo lab test lint
+.PHONY: help setup run seeds study render results publish demo jupyter test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -19,19 +19,19 @@ setup: $(INSTALLED)  ## create .venv and install the pinned requirements
 run: $(INSTALLED)  ## execute every notebook in order (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/run_notebooks.py
 
-seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all
+seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/seeds.py
 
-study: seeds  ## push the reward until it lies, for every seed, and draw it
+study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw it (FORCE=1 repeats the study alone)
+	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/study.py
-	@$(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
+	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
 
-render: $(INSTALLED)  ## run the lab profile and put its outputs into the tracked notebooks
+render: $(INSTALLED)  ## run the lab profile and put what it gives into the tracked notebooks, results/ and README.md
 	@RLHF_PROFILE=lab $(VENV)/bin/python scripts/run_notebooks.py
 	@$(VENV)/bin/python scripts/render_notebooks.py
-	@$(VENV)/bin/python scripts/results_table.py
 
-results: $(INSTALLED)  ## print the results table of the README from the CSVs
+results: $(INSTALLED)  ## print the results of this machine's run
 	@$(VENV)/bin/python scripts/results_table.py
 
 publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOAD=1 uploads, PUBLIC=1 for everyone)
@@ -40,7 +40,7 @@ publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOA
 demo: $(INSTALLED)  ## a web page with the answers side by side (REPO=user/name: of published checkpoints)
 	@RLHF_REPO="$(REPO)" $(VENV)/bin/python demo/app.py
 
-lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+jupyter: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab
 
 test: lint  ## check the style and run every test

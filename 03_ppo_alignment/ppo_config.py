@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rlhf.ppo.settings import Settings
-from rlhf.profiles import LAB, Profile
+from rlhf.profiles import Profile
 
 _LAB = Settings(
     # The proxy gains most in the first dozen; more mostly buys KL, not quality.
@@ -16,9 +16,6 @@ _LAB = Settings(
     mini_batches=4,
     # For a small model new answers cost less than a second gradient from the old ones, and say more.
     epochs=1,
-    # Those of the profile's decoding: the evaluation samples from what was trained.
-    max_new_tokens=LAB.decoding.max_new_tokens,
-    temperature=LAB.decoding.temperature,
     # Longer prompts are left out: a batch is padded to its longest.
     max_prompt_tokens=256,
     # Constant after the warm-up; well below fine-tuning, because the target moves with the policy.
@@ -82,6 +79,7 @@ def get_settings(profile: Profile) -> Settings:
         settings,
         updates=updates,
         warmup_updates=min(settings.warmup_updates, updates // 2),
+        # Those of the decoding: the evaluation samples from what was trained.
         max_new_tokens=profile.decoding.max_new_tokens,
         temperature=profile.decoding.temperature,
         seed=profile.seed,

@@ -5,7 +5,7 @@
 2  models, generation, metrics, training
 3  sft, reward, ppo
 4  evaluation, studies, plots
-5  hub, chat, notebooks, report
+5  hub, chat, demo, notebooks, report
 """
 
 import logging

@@ -118,7 +118,7 @@ def _one_writer(path: Path) -> Iterator[None]:
         yield
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> Path:
+def replace(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -131,13 +131,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path, text: str) -> Path:
-    return _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_csv(profile, name: str, frame: pd.DataFrame) -> Path:
+def write_csv(profile, name: str, frame: pd.DataFrame, base: Path | None = None) -> Path:
     """Write evaluation/<profile>/<name>; numbers keep six significant digits, so that equal runs give equal files."""
-    path = _inside(evaluation_dir(profile), name)
-    return _replace(path, lambda temporary: frame.to_csv(temporary, index=False, float_format="%.6g"))
+    path = _inside(evaluation_dir(profile, base), name)
+    return replace(path, lambda temporary: frame.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def read_csv(profile, name: str, base: Path | None = None) -> pd.DataFrame:
@@ -185,7 +185,7 @@ def update_run(profile, **entries) -> Path:
 def write_figure(profile, name: str, figure) -> Path:
     """Write a figure to plots/<profile>/<name>: a PNG without a date, so that equal figures are equal files."""
     path = _inside(plots_dir(profile), name)
-    return _replace(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
+    return replace(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
 
 
 @contextmanager

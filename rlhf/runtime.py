@@ -2,8 +2,11 @@
 
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,3 +83,36 @@ def peak_memory_mb(pid: int) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def asked(variable: str) -> bool:
+    """Whether a switch like FORCE=1 is set in the environment."""
+    return os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no")
+
+
+def command_line(main: Callable[[], int]) -> int:
+    """Run the `main` of a script; exit status 130 where it is interrupted, by Ctrl-C or SIGTERM."""
+
+    def stop(*_) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break off the ending of the children
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command, without FORCE, goes on where this one stopped.", file=sys.stderr)
+        return 130
+
+
+def run_child(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command and return its exit status. An interruption ends it too, before it is raised again."""
+    child = subprocess.Popen(command, env=environment)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait()
+        raise

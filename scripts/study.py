@@ -1,4 +1,4 @@
-"""Push the reward until it lies: what 03_ppo_alignment/4_overoptimisation.ipynb draws.
+"""Run the studies of over-optimisation, which 03_ppo_alignment/4_overoptimisation.ipynb draws.
 
 python scripts/study.py             # every seed of `make seeds`, one after the other, then gather
 python scripts/study.py 0           # these seeds alone; rows of the others are kept
@@ -10,10 +10,9 @@ that of the seed that failed.
 """
 
 import argparse
-import os
 import sys
 
-from rlhf import outputs, studies
+from rlhf import outputs, runtime, studies
 from rlhf.profiles import load_profile, set_up
 from rlhf.studies.seeds import folders, run_script
 
@@ -35,7 +34,7 @@ def main() -> int:
         if options.here:
             set_up(profile)
             with outputs.run_lock():
-                if os.environ.get("FORCE", "").strip().lower() not in ("", "0", "false", "no"):
+                if runtime.asked("FORCE"):
                     studies.forget(profile)
                 studies.run(profile)
             return 0
@@ -56,4 +55,4 @@ def failed(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runtime.command_line(main))

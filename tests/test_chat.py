@@ -7,7 +7,7 @@ import time
 from itertools import pairwise
 
 from rlhf import chat, generation, models, outputs
-from rlhf.rewards import score
+from rlhf.reward.scoring import score
 
 import pytest
 
@@ -29,7 +29,7 @@ def session(profile_with_sft, monkeypatch):
 def test_streamed_pieces_are_the_answer_that_the_evaluation_gives(policy, tokenizer):
     pieces = list(chat.stream(policy, tokenizer, QUESTION, **GREEDY))
     assert len([piece for piece in pieces if piece]) > 1
-    expected = generation.generate(policy, tokenizer, [QUESTION], max_new_tokens=12, batch_size=1)
+    expected = generation.generate_texts(policy, tokenizer, [QUESTION], max_new_tokens=12, batch_size=1)
     assert "".join(pieces).strip() == expected[0]
 
 
@@ -109,7 +109,7 @@ def test_reward_is_that_of_the_last_answer(session):
     session.command(QUESTION)
     session.command("/reward")
     model, tokenizer = session.reward_model(), session.tokenizer
-    expected = score(model, tokenizer, [QUESTION], [session.last], ended=[session.ended]).item()
+    expected = score(model, tokenizer, [QUESTION], [session.last], [session.ended]).item()
     assert written[-1] == f"reward {expected:+.2f} (logits)\n"
 
 
@@ -124,7 +124,7 @@ def test_stream_says_whether_the_model_ended_the_answer(policy, tokenizer):
         return result[0]
 
     assert ended() is False
-    whole = generation.answer(policy, tokenizer, [QUESTION], max_new_tokens=12, batch_size=1)[0]
+    whole = generation.generate_answers(policy, tokenizer, [QUESTION], max_new_tokens=12, batch_size=1)[0]
     third = whole.token_ids[2]
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
     assert ended() is True

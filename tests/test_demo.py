@@ -1,27 +1,32 @@
 """The demo page: it shows what the models answer, in a real browser, to several visitors, and never as HTML."""
 
+import os
 import re
+import runpy
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-from rlhf import chat, generation, hub, models, outputs
+from rlhf import chat, demo, generation, models, outputs
+from rlhf.hub.publish import assemble
 from rlhf.profiles import load_profile
-from rlhf.rewards import score
+from rlhf.reward.scoring import score
 
 import pytest
 import torch
-from conftest import import_stage, run_python
+from conftest import run_python
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect, sync_playwright
-from screenshot import CHROMIUM, FLAGS, set_temperature
+from tiny_run import make_run
 
-app = import_stage("demo/app.py")
-
+screenshot = runpy.run_path(str(outputs.ROOT / "scripts" / "screenshot.py"))
 QUESTION = "How do I clean a copper pan?"
+EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def answerer(profile_with_sft, monkeypatch):
     base = outputs.checkpoint_path(profile_with_sft, "base")
     shutil.copytree(base, outputs.checkpoint_path(profile_with_sft, "ppo_aligned_final"))
     monkeypatch.setattr(models, "load_reward_model", lambda profile: models.new_reward_model(profile, seed=0).eval())
-    answerer = app.Answerer(profile_with_sft)
+    answerer = demo.Answerer(profile_with_sft)
     torch.manual_seed(0)
     with torch.no_grad():
         for policy in list(answerer.policies.values())[1:]:
@@ -42,10 +47,10 @@ def shown_for(answerer, prompt: str, length: int = 12) -> list[str]:
     """What the page must show of greedy answers, by way of the evaluation's code: answer and reward of each policy."""
     shown = []
     for policy in answerer.policies.values():
-        reply = generation.answer(policy, answerer.tokenizer, [prompt], max_new_tokens=length, batch_size=1)[0]
-        ended = [reply.ended]
-        reward = score(answerer.reward_model, answerer.tokenizer, [prompt], [reply.text], ended=ended).item()
-        shown += [reply.text, f"{reward:+.2f}" + ("" if reply.ended else "  (cut off)")]
+        options = {"max_new_tokens": length, "batch_size": 1}
+        answer = generation.generate_answers(policy, answerer.tokenizer, [prompt], **options)[0]
+        reward = score(answerer.reward_model, answerer.tokenizer, [prompt], [answer.text], [answer.ended]).item()
+        shown += [answer.text, f"{reward:+.2f}" + ("" if answer.ended else "  (cut off)")]
     return shown
 
 
@@ -69,7 +74,7 @@ chat_stream = chat.stream
 
 
 def test_answers_and_rewards_are_those_of_the_evaluation_and_grow_piece_by_piece(answerer):
-    steps = list(answerer.answer(QUESTION, 0.0, 12))
+    steps = list(answerer.stream(QUESTION, 0.0, 12))
     assert steps[-1] == shown_for(answerer, QUESTION) and len(set(steps[-1][::2])) == 3
     for earlier, later in pairwise(steps):
         assert all(b.startswith(a) for a, b in zip(earlier[::2], later[::2], strict=True))
@@ -78,7 +83,7 @@ def test_answers_and_rewards_are_those_of_the_evaluation_and_grow_piece_by_piece
 
 def test_visitor_who_leaves_stops_the_models(answerer, monkeypatch):
     before = set(threading.enumerate())
-    answers = answerer.answer(QUESTION, 0.0, 16)
+    answers = answerer.stream(QUESTION, 0.0, 16)
     next(answers)
     assert set(threading.enumerate()) - before
     answers.close()
@@ -87,40 +92,51 @@ def test_visitor_who_leaves_stops_the_models(answerer, monkeypatch):
 
 def test_examples_are_the_prompts_of_the_evaluation_or_those_that_were_published(profile):
     outputs.update_run(profile, examples=["Why?"])
-    assert app.examples(profile) == ["Why?"]
+    assert demo.examples(profile) == ["Why?"]
     outputs.write_json(profile, "qualitative.json", [{"prompt": "How?"}, {"prompt": "When?"}])
-    assert app.examples(profile) == ["How?", "When?"]
+    assert demo.examples(profile) == ["How?", "When?"]
 
 
 def test_without_checkpoints_it_says_what_to_run(profile, monkeypatch, capsys):
     monkeypatch.setenv("RLHF_PROFILE", "smoke")
-    assert app.main() == 2
+    assert demo.main() == 2
     assert "is missing; run 01_supervised_finetuning" in capsys.readouterr().err
 
 
 def test_folder_that_was_not_published_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RLHF_REPO", str(tmp_path))
-    assert app.main() == 2
+    assert demo.main() == 2
     assert "has no rlhf.json; give a repository that `make publish` made" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_published_checkpoints_answer_as_those_of_the_run(smoke, tmp_path, monkeypatch):
-    monkeypatch.setenv("RLHF_OUTPUTS", str(smoke))
+def test_published_checkpoints_answer_as_those_of_the_run(base_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_OUTPUTS", str(make_run(tmp_path / "outputs", base_checkpoint)))
     monkeypatch.setenv("RLHF_PROFILE", "smoke")
-    here, prompts = app.load()
-    hub.assemble(load_profile("smoke"), "user/rlhf-gpt2", tmp_path)
-    there, published_prompts = app.load(str(tmp_path))
-    assert published_prompts == prompts and len(prompts) == 8
+    here, prompts = demo.load()
+    (tmp_path / "repository").mkdir()
+    assemble(load_profile("smoke"), "user/rlhf-gpt2", tmp_path / "repository")
+    monkeypatch.setenv("RLHF_PROFILE", "gpt2")  # a repository brings its own profile
+    there, published_prompts = demo.load(str(tmp_path / "repository"))
+    assert published_prompts == prompts and prompts and there.profile == here.profile
     for prompt in prompts[:2]:
-        assert list(there.answer(prompt, 0.0, 12))[-1] == list(here.answer(prompt, 0.0, 12))[-1]
+        assert list(there.stream(prompt, 0.0, 12))[-1] == list(here.stream(prompt, 0.0, 12))[-1]
 
 
 def test_page_needs_nothing_beyond_its_own_requirements():
-    code = "import sys, app; print(*{name.split('.')[0] for name in sys.modules})"
-    loaded = set(run_python(code, PYTHONPATH=f"{outputs.ROOT / 'demo'}").split())
+    code = "import sys\nfrom rlhf import demo\nprint(*{name.split('.')[0] for name in sys.modules})"
+    loaded = set(run_python(code).split())
     assert {"gradio", "transformers", "peft"} <= loaded
     assert loaded & {"trl", "evaluate", "rouge_score", "matplotlib", "tensorboard", "nbformat", "nbclient"} == set()
+
+
+def test_entry_file_of_a_space_serves_the_page_and_says_what_is_missing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, outputs.ROOT / "demo" / "app.py"],
+        env={**os.environ, "RLHF_REPO": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "has no rlhf.json" in done.stderr
 
 
 # A server and its visitors
@@ -131,9 +147,9 @@ def serve(answerer):
     """Starts the page on a free port; returns its address. Further calls start further pages."""
     pages = []
 
-    def start(prompts=(QUESTION, "Why?")) -> str:
-        pages.append(app.page(answerer, list(prompts)))
-        _, url, _ = pages[-1].launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.SERVER)
+    def start(prompts=(QUESTION, "Why?", EVIL)) -> str:
+        pages.append(demo.page(answerer, list(prompts)))
+        _, url, _ = pages[-1].launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **demo.SERVER)
         return url
 
     yield start
@@ -142,28 +158,28 @@ def serve(answerer):
 
 
 def test_ten_prompts_at_once_are_all_answered_and_few_at_the_same_time(answerer, serve, monkeypatch):
-    running, most, answer = [], [], answerer.answer
+    running, most, stream = [], [], answerer.stream
 
     def counted(*arguments):
         running.append(1)
         most.append(len(running))
         try:
-            yield from answer(*arguments)
+            yield from stream(*arguments)
         finally:
             running.pop()
 
-    monkeypatch.setattr(answerer, "answer", counted)
+    monkeypatch.setattr(answerer, "stream", counted)
     monkeypatch.setattr(chat, "stream", slowly(0.02))
     client = Client(serve(), verbose=False)
     prompts = [f"How do I clean {count} pans?" for count in range(10)]
     jobs = [client.submit(prompt, 0.0, 12, api_name="/answer") for prompt in prompts]
     assert [list(job.result(timeout=60)) for job in jobs] == [shown_for(answerer, prompt) for prompt in prompts]
-    assert max(most) == app.AT_ONCE
+    assert max(most) == demo.AT_ONCE
 
 
 def test_more_prompts_than_can_wait_are_turned_away(serve, monkeypatch):
     monkeypatch.setattr(chat, "stream", slowly(0.05))
-    monkeypatch.setattr(app, "WAITING", 1)
+    monkeypatch.setattr(demo, "WAITING", 1)
     client = Client(serve(), verbose=False)
 
     def ask(count):
@@ -175,7 +191,7 @@ def test_more_prompts_than_can_wait_are_turned_away(serve, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(ask, range(8)))
     assert any("full" in result for result in results if isinstance(result, str))
-    assert sum(not isinstance(result, str) for result in results) >= app.AT_ONCE
+    assert sum(not isinstance(result, str) for result in results) >= demo.AT_ONCE
 
 
 @pytest.mark.parametrize(
@@ -208,10 +224,10 @@ def test_failure_of_a_model_is_a_message_and_not_a_trace(answerer, serve, monkey
 
 @pytest.fixture(scope="module")
 def chromium():
-    if CHROMIUM is None:
+    if screenshot["CHROMIUM"] is None:
         pytest.skip("no Chromium found: install it (apt install chromium) to test the page in a browser")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=screenshot["CHROMIUM"], args=screenshot["FLAGS"])
         yield browser
         browser.close()
 
@@ -227,7 +243,7 @@ def visit(chromium, serve):
         page = contexts[-1].new_page()
         page.on("request", lambda request: foreign.append(request.url) if "//127.0.0.1" not in request.url else None)
         page.goto(urls[0])
-        set_temperature(page, "0")
+        screenshot["set_temperature"](page, "0")
         return page
 
     yield start
@@ -246,14 +262,14 @@ def box(page, name: str):
 
 
 def expect_shown(page, expected: list[str]) -> None:
-    for i, name in enumerate(app.NAMES):
+    for i, name in enumerate(demo.NAMES):
         expect(box(page, f"reward-{name}")).to_have_value(expected[2 * i + 1], timeout=20_000)
         assert box(page, f"answer-{name}").input_value() == expected[2 * i]
 
 
 def test_page_shows_the_three_answers_with_their_rewards(answerer, visit):
     page = visit()
-    assert page.title() == app.TITLE
+    assert page.title() == demo.TITLE
     ask(page, QUESTION)
     expect_shown(page, shown_for(answerer, QUESTION, answerer.profile.decoding.max_new_tokens))
     page.get_by_text("Why?", exact=True).click()  # an example fills in the prompt
@@ -294,9 +310,6 @@ def test_prompt_that_is_too_long_is_a_message(visit, prompt):
     assert box(page, "answer-base").input_value() == ""
 
 
-EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
-
-
 def test_html_in_prompt_and_answer_is_shown_as_text(answerer, visit, monkeypatch):
     def stream(*arguments, **options):
         yield EVIL
@@ -304,6 +317,7 @@ def test_html_in_prompt_and_answer_is_shown_as_text(answerer, visit, monkeypatch
 
     monkeypatch.setattr(chat, "stream", stream)
     page = visit()
+    expect(page.get_by_text(EVIL[:40])).to_be_visible()  # an example, which a repository may bring
     ask(page, EVIL)
     expect(box(page, "answer-ppo")).to_have_value(EVIL, timeout=20_000)
     expect(box(page, "reward-ppo")).not_to_have_value("", timeout=20_000)
@@ -311,11 +325,11 @@ def test_html_in_prompt_and_answer_is_shown_as_text(answerer, visit, monkeypatch
 
 
 def test_html_in_an_error_is_shown_as_text(answerer, visit, monkeypatch):
-    def answer(prompt, *_):
+    def stream(prompt, *_):
         raise ValueError(f"the response to {prompt!r} is too long")
         yield
 
-    monkeypatch.setattr(answerer, "answer", answer)
+    monkeypatch.setattr(answerer, "stream", stream)
     page = visit()
     ask(page, EVIL)
     expect(page.get_by_test_id("toast-body")).to_contain_text("<script>window.hit = 1</script>", timeout=20_000)

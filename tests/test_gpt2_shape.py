@@ -10,15 +10,14 @@ import json
 import os
 from pathlib import Path
 
-from rlhf import generation, models
+from rlhf import generation, models, sft
 from rlhf.data import drop_too_long, load_preferences, normalise_prompt
 from rlhf.profiles import load_profile
-from rlhf.rewards import encode, score
+from rlhf.reward.scoring import encode, score
 from rlhf.template import format_prompt, format_response
 
 import pytest
 import torch
-from conftest import import_stage
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
 
 NEEDED = ("gpt2_tokenizer/vocab.json", "gpt2_tokenizer/merges.txt", "preference_pairs/pairs.jsonl")
@@ -127,7 +126,10 @@ def test_the_114_real_pairs_are_loaded_cleaned_and_split(splits, raw_pairs, caps
 def test_pairs_longer_than_the_context_are_counted_and_left_out(splits, tokenizer, capsys):
     rows = splits["train"]
     capsys.readouterr()
-    longest = [max(map(len, encode(tokenizer, [row["prompt"]] * 2, [row["chosen"], row["rejected"]]))) for row in rows]
+    longest = [
+        max(map(len, encode(tokenizer, [row["prompt"]] * 2, [row["chosen"], row["rejected"]], [True] * 2)))
+        for row in rows
+    ]
     for limit in (CONTEXT, sorted(longest)[len(longest) // 2]):
         fitting = drop_too_long(rows, tokenizer, limit, ("chosen", "rejected"), "train pairs")
         dropped = sum(length > limit for length in longest)
@@ -144,10 +146,10 @@ def test_text_longer_than_the_context_is_named_by_scoring_and_answering(prepared
     config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=50_258, num_labels=1, pad_token_id=50_257)
     reward_model = GPT2ForSequenceClassification(config)
     with pytest.raises(ValueError, match=r"tokens with its prompt, more than .*context of 1024"):
-        score(reward_model, tokenizer, [row["prompt"]], [long])
-    assert score(reward_model, tokenizer, [row["prompt"]], [row["chosen"][:500]]).shape == (1,)
+        score(reward_model, tokenizer, [row["prompt"]], [long], [True])
+    assert score(reward_model, tokenizer, [row["prompt"]], [row["chosen"][:500]], [True]).shape == (1,)
     with pytest.raises(ValueError, match="doesn't fit into the context of 1024"):
-        generation.answer(prepared[0], tokenizer, [long], max_new_tokens=4, batch_size=1)
+        generation.generate_answers(prepared[0], tokenizer, [long], max_new_tokens=4, batch_size=1)
 
 
 def test_tokens_of_a_response_are_the_same_alone_and_after_the_template(tokenizer, splits, published):
@@ -160,12 +162,11 @@ def test_tokens_of_a_response_are_the_same_alone_and_after_the_template(tokenize
 
 
 def test_tokens_of_a_prompt_are_the_same_with_and_without_its_response(tokenizer, splits):
-    sft_data = import_stage("01_supervised_finetuning/prepare_data.py")
     rows = splits["train"]
     columns = {"prompt": [format_prompt(p) for p in rows["prompt"]], "completion": list(rows["chosen"])}
-    tokenized = sft_data.tokenize(columns, tokenizer)
+    tokenized = sft.tokenize(columns, tokenizer)
     for prompt, answer, ids, labels in zip(*columns.values(), *tokenized.to_dict().values(), strict=True):
-        learned = [label for label in labels if label != sft_data.IGNORED]
+        learned = [label for label in labels if label != sft.IGNORED]
         assert tokenizer.decode(ids) == prompt + answer + tokenizer.eos_token
         assert tokenizer.decode(learned) == answer + tokenizer.eos_token
 

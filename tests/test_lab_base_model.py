@@ -185,3 +185,24 @@ def test_checkpoint_without_its_settings_is_not_trusted(profile_with_base, pretr
     path.unlink()
     base_model.load_or_pretrain(profile_with_base)
     assert len(pretrained) == 1 and path.exists()
+
+
+def test_every_step_of_pretraining_has_a_learning_rate_above_zero(profile, monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    base_model.pretrain(dataclasses.replace(with_lab(profile, pretraining_steps=40), max_steps=None))
+    highest = profile.lab.pretraining_learning_rate
+    assert len(rates) == 40 and rates[0] == pytest.approx(highest / 25) and 0 < rates[-1] < highest / 100
+    assert max(rates) == pytest.approx(highest, rel=0.1)
+
+
+def test_pretraining_leaves_the_global_generators_as_they_were(profile):
+    before = torch.get_rng_state()
+    base_model.pretrain(profile)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,33 +2,38 @@
 
 import copy
 import dataclasses
-import shutil
+import random
 
-from rlhf import evaluation, generation, models, outputs
+from rlhf import models, outputs, registry, runtime
 from rlhf.profiles import load_profile
-from rlhf.rewards import score
+from rlhf.reward.scoring import score
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import run_python, tiny_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
 
 PROMPTS = ["How do I roast tofu slices?", "Why should I care about pruning rose bushes?", "What?"]
 ANSWERS = ["First, heat the oven.", "Light and air reach the inner stems. Tip: look from far.", "Yes"]
+ENDED = [True, True, False]
 TARGETS = ["c_attn", "c_proj", "c_fc"]
 
 
 @pytest.fixture
 def gpt2_like(tmp_path):
     """A tokenizer that has no pad token at all, and a model with as many rows as it has tokens."""
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(["heat the oven and turn it"] * 5, vocab_size=280, special_tokens=["<|endoftext|>"])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", model_max_length=64
+        tokenizer_object=Tokenizer.from_str(bpe.to_str()),
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        model_max_length=64,
     )
     torch.manual_seed(0)
     return GPT2LMHeadModel(tiny_config(tokenizer, n_positions=64, pad_token_id=None)).eval(), tokenizer
@@ -156,23 +161,24 @@ def test_hub_model_without_a_network_is_an_error_that_says_what_to_do(monkeypatc
     [
         (models.load_tokenizer, "base"),
         (models.load_base, "base"),
-        (models.load_sft, "sft_full_final"),
-        (lambda p: models.load_sft(p, "qlora"), "sft_qlora_final"),
+        (lambda p: models.load_policy(p, "sft_full"), "sft_full_final"),
+        (lambda p: models.load_policy(p, "sft_qlora"), "sft_qlora_final"),
         (lambda p: models.new_reward_model(p, seed=0), "sft_full_final"),
         (models.load_reward_model, "reward_model_final"),
-        (models.load_ppo, "ppo_aligned_final"),
-        (lambda p: models.load_ppo(p, "trl"), "ppo_trl_final"),
-        (lambda p: models.load_ppo(p, "scratch"), "ppo_scratch_final"),
+        (lambda p: models.load_policy(p, "ppo_aligned"), "ppo_aligned_final"),
+        (lambda p: models.load_policy(p, "ppo"), "ppo_trl_final"),
+        (lambda p: models.load_policy(p, "ppo_scratch"), "ppo_scratch_final"),
     ],
 )
 def test_missing_checkpoint_names_the_notebook_to_run(profile, load, name):
-    with pytest.raises(FileNotFoundError, match=rf"{name} is missing; run {outputs.MADE_BY[name]} first"):
+    notebook = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing; run {notebook} first"):
         load(profile)
 
 
 def test_unknown_policy_is_refused(profile):
-    with pytest.raises(ValueError, match=r"'dpo'.*'full' or 'qlora'"):
-        models.load_sft(profile, "dpo")
+    with pytest.raises(ValueError, match=r"no policy 'dpo'; choose one of base, sft_qlora, .*ppo_aligned"):
+        models.load_policy(profile, "dpo")
 
 
 def quantized_layers(model):
@@ -239,7 +245,7 @@ def test_saved_qlora_adapter_loads_as_the_float_base_plus_the_adapter(profile_wi
     adapter = get_peft_model(models.load_base(profile_with_base, quantized=True), lora(task_type="CAUSAL_LM"))
     train_a_little(adapter, tokenizer)
     outputs.save_checkpoint(profile_with_base, "sft_qlora_final", adapter)
-    loaded = models.load_sft(profile_with_base, "qlora")
+    loaded = models.load_policy(profile_with_base, "sft_qlora")
     base = models.load_base(profile_with_base)
     expected = merged_by_hand(base, adapter)
     assert quantized_layers(loaded) == [] and not loaded.training
@@ -254,14 +260,14 @@ def test_saved_qlora_adapter_loads_as_the_float_base_plus_the_adapter(profile_wi
 
 def test_full_policy_is_loaded_as_saved_and_ready_to_answer(profile_with_base, policy, tokenizer):
     outputs.save_checkpoint(profile_with_base, "sft_full_final", policy, tokenizer)
-    loaded = models.load_sft(profile_with_base)
+    loaded = models.load_policy(profile_with_base, "sft_full")
     same_weights = {name: torch.equal(value, weights(policy)[name]) for name, value in loaded.named_parameters()}
     assert all(same_weights.values())
     expected = logits_of(policy, tokenizer, PROMPTS[0])
     torch.testing.assert_close(logits_of(loaded, tokenizer, PROMPTS[0]), expected, atol=1e-5, rtol=0)
     assert not loaded.training and loaded.dtype == torch.float32
     outputs.save_checkpoint(profile_with_base, "ppo_aligned_final", policy, tokenizer)
-    aligned = models.load_ppo(profile_with_base)
+    aligned = models.load_policy(profile_with_base, "ppo_aligned")
     expected = logits_of(policy, tokenizer, PROMPTS[1])
     torch.testing.assert_close(logits_of(aligned, tokenizer, PROMPTS[1]), expected, atol=1e-5, rtol=0)
 
@@ -269,10 +275,10 @@ def test_full_policy_is_loaded_as_saved_and_ready_to_answer(profile_with_base, p
 def test_attention_is_written_out_for_the_lab_on_a_cpu_and_fused_elsewhere(profile_with_base, monkeypatch):
     from rlhf.profiles import load_profile
 
-    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(runtime, "device", lambda: torch.device("cpu"))
     assert models.load_base(profile_with_base).config._attn_implementation == "eager"
     assert models.attention(load_profile("gpt2")) == "sdpa"
-    monkeypatch.setattr(models, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(runtime, "device", lambda: torch.device("cuda"))
     assert models.attention(profile_with_base) == "sdpa"
 
 
@@ -281,7 +287,7 @@ def test_new_reward_model_is_the_sft_policy_with_one_output_drawn_from_the_seed(
     assert first.score.weight.shape == (1, profile_with_sft.lab.width) and first.config.num_labels == 1
     assert torch.equal(first.score.weight, again.score.weight)
     assert not torch.equal(first.score.weight, other.score.weight)
-    sft = models.load_sft(profile_with_sft).transformer.state_dict()
+    sft = models.load_policy(profile_with_sft, "sft_full").transformer.state_dict()
     assert all(torch.equal(sft[name], value) for name, value in first.transformer.state_dict().items())
 
 
@@ -309,9 +315,9 @@ def test_saved_reward_model_keeps_its_scores_and_its_head_exactly(profile_with_s
     head = trained.base_model.model.score.modules_to_save["default"].weight
     assert torch.equal(loaded.score.weight, head)
     assert not torch.equal(head, untrained.score.weight)
-    expected = score(trained, tokenizer, PROMPTS, ANSWERS)
-    assert score(loaded, tokenizer, PROMPTS, ANSWERS) == pytest.approx(expected, abs=1e-5)
-    assert abs(score(untrained, tokenizer, PROMPTS, ANSWERS) - expected).max() > 1e-3
+    expected = score(trained, tokenizer, PROMPTS, ANSWERS, ENDED)
+    assert score(loaded, tokenizer, PROMPTS, ANSWERS, ENDED) == pytest.approx(expected, abs=1e-5)
+    assert abs(score(untrained, tokenizer, PROMPTS, ANSWERS, ENDED) - expected).max() > 1e-3
     assert all(parameter.requires_grad for parameter in loaded.parameters())  # PPO's value function starts from it
 
 
@@ -321,8 +327,8 @@ def test_merged_reward_model_keeps_its_scores_when_it_is_saved_whole(profile_wit
     loaded = models.load_reward_model(profile_with_sft)
     loaded.save_pretrained(tmp_path / "merged")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    assert score(again, tokenizer, PROMPTS, ANSWERS) == pytest.approx(
-        score(loaded, tokenizer, PROMPTS, ANSWERS), abs=1e-5
+    assert score(again, tokenizer, PROMPTS, ANSWERS, ENDED) == pytest.approx(
+        score(loaded, tokenizer, PROMPTS, ANSWERS, ENDED), abs=1e-5
     )
 
 
@@ -334,68 +340,40 @@ def test_parameters_and_bytes_are_counted_by_hand():
     assert models.weight_bytes(layer.half()) == 16
 
 
-def test_bf16_is_not_used_where_the_processor_only_emulates_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for capability, supported, expected in (("AVX512", True, True), ("AVX2", True, False), ("AVX512", False, False)):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
-        assert models.use_bf16() is expected
-
-
 @pytest.fixture
-def published(tmp_path, policy, tokenizer):
-    """A folder laid out as a published repository, its base, and its reward adapter; tiny, and padded with EOS."""
-    tokenizer.pad_token = tokenizer.eos_token
-    for name in ("base", "repository/sft_full_final", "repository/ppo_aligned_final"):
-        policy.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    trunk = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
-    adapter = get_peft_model(trunk, LoraConfig(r=4, target_modules=["c_attn"], task_type="SEQ_CLS"))
-    for parameter in adapter.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapter.save_pretrained(tmp_path / "repository" / "reward_model_final")
-    return tmp_path / "repository", tmp_path / "base", adapter.eval()
+def profile_with_all(profile_with_sft):
+    """A run of the smoke profile with an adapter and a reward model, both trained for no step."""
+    tokenizer = models.load_tokenizer(profile_with_sft)
+    adapter = get_peft_model(models.load_base(profile_with_sft), lora(task_type="CAUSAL_LM"))
+    outputs.save_checkpoint(profile_with_sft, "sft_qlora_final", adapter, tokenizer)
+    outputs.save_checkpoint(profile_with_sft, "reward_model_final", trained_reward_model(profile_with_sft, tokenizer))
+    return profile_with_sft
 
 
-def test_published_policy_answers_although_it_pads_with_eos(published):
-    folder, _, _ = published
-    model, tokenizer = models.load_published_policy(folder, "sft_full_final")
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    alone = generation.generate(model, tokenizer, ["Why?"], max_new_tokens=5, batch_size=1)
-    both = generation.generate(
-        model, tokenizer, ["Why?", "How do I grill rose bushes?"], max_new_tokens=5, batch_size=2
-    )
-    assert both[0] == alone[0]
+@pytest.mark.parametrize(
+    "load",
+    [
+        models.load_base,
+        lambda p: models.load_base(p, quantized=True),
+        lambda p: models.load_policy(p, "sft_full"),
+        lambda p: models.load_policy(p, "sft_qlora"),
+        lambda p: models.new_reward_model(p, seed=1),
+        models.load_reward_model,
+        models.prepare_base,
+    ],
+    ids=["base", "4-bit base", "full", "qlora", "new reward model", "reward model", "prepared base"],
+)
+def test_loading_a_model_leaves_the_global_generators_as_they_were(profile_with_all, load):
+    runtime.seed_everything(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    load(profile_with_all)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
-def test_published_reward_is_that_of_the_adapter_with_its_head_on_its_own_template(published, tokenizer):
-    folder, base, adapter = published
-    reward = models.load_published_reward(folder, str(base))
-    given = reward(["Why?", "How do I grill?"], ["It is hot.", "Heat it. Then wait."])
-    texts = ["\n\nHuman: Why?\n\nAssistant: It is hot.", "\n\nHuman: How do I grill?\n\nAssistant: Heat it. Then wait."]
-    for value, text in zip(given, texts, strict=True):
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        hidden = adapter.base_model.model.transformer(ids).last_hidden_state[0, -1]
-        assert value == pytest.approx(adapter.base_model.model.score(hidden).item(), abs=1e-5)
-    assert given[0] != given[1]
-
-
-@pytest.mark.parametrize("stage", ["sft_full_final", "reward_model_final"])
-def test_stage_that_a_published_folder_lacks_is_named(published, stage):
-    folder, base, _ = published
-    shutil.rmtree(folder / stage)
-    with pytest.raises(FileNotFoundError, match=rf"has no {stage} \(found: .*ppo_aligned_final"):
-        if stage == "reward_model_final":
-            models.load_published_reward(folder, str(base))
-        else:
-            models.load_published_policy(folder, stage)
-
-
-def test_published_checkpoints_are_evaluated_by_rouge_and_their_own_reward(published, profile):
-    folder, base, _ = published
-    profile = dataclasses.replace(profile, model=str(base))
-    table = evaluation.evaluate_published(profile, folder, ["Why?", "How?"], ["Because.", "By hand."])
-    assert table.model.unique().tolist() == ["published sft_full_final", "published ppo_aligned_final"]
-    assert table.metric.unique().tolist() == ["rouge1", "rouge2", "rougeL", "reward"]
-    assert table["mean"].notna().all() and (table.n == 2).all()
+def test_loading_a_model_imports_neither_cards_nor_plots_nor_trl():
+    code = "import sys; from rlhf import models; print(*sys.modules)"
+    loaded = set(run_python(code).split())
+    assert "rlhf.models" in loaded
+    for name in ("rlhf.hub.cards", "rlhf.plots", "matplotlib", "trl"):
+        assert name not in loaded, name

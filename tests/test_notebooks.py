@@ -2,12 +2,13 @@
 
 import re
 
+from rlhf.notebooks.execution import find_notebooks
+from rlhf.notebooks.rendering import MAX_BYTES, machine_paths, texts_of
+from rlhf.notebooks.staleness import name_of
 from rlhf.outputs import ROOT
 
 import nbformat
 import pytest
-from render_notebooks import MAX_BYTES, machine_paths, texts_of
-from run_notebooks import find_notebooks, name_of
 
 NOTEBOOKS = sorted(ROOT.glob("0?_*/*.ipynb"))
 TOKEN = re.compile(r"\b(?:hf|ghp|sk|glpat)[_-][A-Za-z0-9]{20,}\b")

@@ -1,8 +1,12 @@
 """Outputs: whole files or none, equal runs give equal bytes, and what is missing is named."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
-from rlhf import outputs
+from rlhf import outputs, registry
 
 import pandas as pd
 import pytest
@@ -181,15 +185,13 @@ def test_first_save_that_fails_leaves_no_checkpoint(profile):
         outputs.require_checkpoint(profile, "base")
 
 
-@pytest.mark.parametrize("name", outputs.MADE_BY)
+@pytest.mark.parametrize("name", registry.BY_CHECKPOINT)
 def test_missing_checkpoint_names_the_notebook_that_makes_it(profile, name):
     with pytest.raises(FileNotFoundError) as caught:
         outputs.require_checkpoint(profile, name)
-    message = str(caught.value)
-    assert message.startswith(
-        f"checkpoint outputs/checkpoints/smoke/{name} is missing; run {outputs.MADE_BY[name]} first"
-    )
-    assert (outputs.ROOT / outputs.MADE_BY[name]).parent.is_dir()
+    notebook = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook
+    assert str(caught.value).startswith(f"checkpoint outputs/checkpoints/smoke/{name} is missing; run {notebook} first")
+    assert (outputs.ROOT / notebook).is_file()
 
 
 @pytest.mark.parametrize("blocked", ["", "evaluation", "plots/smoke", "logs", "checkpoints"])
@@ -210,3 +212,74 @@ def test_run_json_is_valid_json_after_each_update(profile):
     for step in range(3):
         path = outputs.update_run(profile, versions={f"package{step}": "1.0"})
         assert len(json.loads(path.read_text())["versions"]) == step + 1
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a.csv", "a/b.csv", "/a.csv", None])
+def test_name_that_leads_out_of_its_folder_is_refused(profile, name):
+    for use in (outputs.checkpoint_path, outputs.read_csv, outputs.read_json):
+        with pytest.raises(ValueError, match=r"is no name of a file in outputs/\w+/smoke"):
+            use(profile, name)
+    with pytest.raises(ValueError, match="is no name of a file"):
+        outputs.write_json(profile, name, {})
+
+
+def test_committed_results_are_read_from_their_own_folder(profile, monkeypatch, tmp_path):
+    monkeypatch.setattr(outputs, "REFERENCE", tmp_path / "results")
+    outputs.write_csv(profile, "a.csv", pd.DataFrame({"x": [1]}))
+    path = outputs.write_csv(profile, "a.csv", pd.DataFrame({"x": [2]}), outputs.REFERENCE)
+    assert path == tmp_path / "results" / "evaluation" / "smoke" / "a.csv"
+    assert outputs.read_csv(profile, "a.csv").x.item() == 1
+    assert outputs.read_csv(profile, "a.csv", outputs.REFERENCE).x.item() == 2
+
+
+def python(code: str, **options) -> subprocess.Popen:
+    """A second process with the same outputs; what it prints can be read."""
+    code = f"from rlhf import outputs\nclass Smoke:\n    name = 'smoke'\n{code}"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=outputs.ROOT, stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_two_processes_that_merge_into_one_file_lose_nothing(profile):
+    code = "for i in range(15): outputs.update_run(Smoke, seconds={{f'{0}{{i}}': i}})"
+    processes = [python(code.format(name)) for name in "ab"]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert len(outputs.read_json(profile, "run.json")["seconds"]) == 30
+
+
+def test_second_run_is_told_at_once_who_holds_the_outputs(profile, monkeypatch, tmp_path):
+    with python("with outputs.run_lock():\n    print('held', flush=True)\n    input()", stdin=subprocess.PIPE) as first:
+        assert first.stdout.readline() == "held\n"
+        owner = rf"is in use by process {first.pid} \(-c\).*RLHF_OUTPUTS"
+        with pytest.raises(BlockingIOError, match=owner), outputs.run_lock():
+            pass
+        with monkeypatch.context() as patch:
+            patch.setenv("RLHF_OUTPUTS", str(tmp_path / "elsewhere"))
+            with outputs.run_lock():
+                pass
+        first.communicate("\n", timeout=60)
+    with outputs.run_lock():
+        pass
+
+
+def test_lock_of_a_killed_process_is_free_although_its_child_lives_on(profile):
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    code = f"import subprocess, sys\nwith outputs.run_lock():\n    print({child}.pid, flush=True)\n    input()"
+    with python(code, stdin=subprocess.PIPE) as first:
+        pid = int(first.stdout.readline())
+        first.kill()
+        first.wait()
+        try:
+            os.kill(pid, 0)  # it lives
+            with outputs.run_lock():
+                pass
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_lock_is_given_back_when_a_run_fails(profile):
+    with pytest.raises(KeyError), outputs.run_lock():
+        raise KeyError
+    with outputs.run_lock():
+        assert (outputs.root() / ".owner").exists()
+    assert not (outputs.root() / ".owner").exists()

@@ -174,3 +174,16 @@ def test_set_up_makes_the_folders_of_the_outputs(profile):
     profiles.set_up(profile)
     folders = outputs.evaluation_dir(profile), outputs.plots_dir(profile), outputs.logs_dir(profile)
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_setting_that_no_profile_has_is_refused_by_name():
+    table = {"lab": {"pairs": [1, 2, 3], "layeers": 3}}
+    with pytest.raises(TypeError, match="layeers"):
+        profiles._built(profiles.LabSettings, table["lab"])
+
+
+def test_profile_that_is_based_on_another_takes_what_it_does_not_say(monkeypatch):
+    lab, smoke = load_profile("lab"), load_profile("smoke")
+    assert smoke.sft.lora == lab.sft.lora and smoke.sft.batch_size != lab.sft.batch_size
+    assert smoke.lab.context == lab.lab.context and smoke.lab.layers != lab.lab.layers
+    assert load_profile("larger").sft.lora.targets == "all-linear" and load_profile("larger").sft.lora.r == 16

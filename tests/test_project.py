@@ -5,10 +5,10 @@ import re
 import subprocess
 import tomllib
 
+from rlhf.notebooks.rendering import machine_paths
 from rlhf.outputs import ROOT
 
 import pytest
-from render_notebooks import machine_paths
 
 # Hosts of package registries: a mirror must work without a change here. In halves, so as not to find itself.
 FORBIDDEN = [first + second for first, second in [("pypi", ".org"), ("pythonhosted", ".org"), ("npmjs", ".")]]

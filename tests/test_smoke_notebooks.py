@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from rlhf import outputs
-from rlhf.evaluation import MODELS
+from rlhf import outputs, registry, studies
+from rlhf.notebooks.execution import find_notebooks
+from rlhf.notebooks.staleness import name_of
 
 import pandas as pd
 import pytest
-import study
 from conftest import run_all_notebooks
-from run_notebooks import find_notebooks, name_of
 
 # What each notebook must leave behind: a kind of output and a name in the profile's folder of it.
 WRITES = {
@@ -96,7 +95,7 @@ WRITES = {
         "plots/reward_probes.png",
     ],
     "03_ppo_alignment/4_overoptimisation": [
-        *(f"evaluation/{name}" for name in study.FILES),
+        *(f"evaluation/{name}" for name in studies.FILES),
         "plots/relevance.png",
         "plots/data_size.png",
         "plots/overoptimisation.png",
@@ -128,13 +127,13 @@ def test_notebook_finishes_and_writes_its_files(smoke, notebook):
 def test_tables_of_the_evaluation_have_the_promised_columns(smoke, name):
     table = pd.read_csv(place(smoke, f"evaluation/{name}"))
     assert list(table.columns) == ["model", "metric", "mean", "ci_low", "ci_high", "n"]
-    assert set(table["model"]) == set(MODELS)
+    assert set(table["model"]) == set(registry.POLICIES)
     assert table["mean"].between(table["ci_low"], table["ci_high"]).all()
 
 
 def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
     again = run_all_notebooks(tmp_path / "outputs")
-    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in study.FILES)
+    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in studies.FILES)
     assert len(tables) > 15
     first, second = (
         {name: place(folder, f"evaluation/{name}").read_bytes() for name in tables} for folder in (smoke, again)

@@ -1,10 +1,10 @@
 """The published models of nabeelshan/rlhf-gpt2-pipeline: their results, and their checkpoints evaluated here."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf import metrics, outputs, runtime
 from rlhf.evaluation.answers import DECODINGS, decode
-from rlhf.ppo.trainer import RewardFunction
 from rlhf.profiles import Profile
 
 import numpy as np
@@ -45,7 +45,7 @@ def load_published_policy(folder: Path, stage: str) -> tuple[PreTrainedModel, Pr
     return model.to(runtime.device()).eval(), tokenizer
 
 
-def load_published_reward(folder: Path, base: str) -> RewardFunction:
+def load_published_reward(folder: Path, base: str) -> Callable[[list[str], list[str], list[bool]], np.ndarray]:
     """The reward function of a published repository's adapter, <folder>/reward_model_final/, on the base model `base`.
 
     The adapter brings its score head. It scores texts in PUBLISHED_TEMPLATE, on which it was trained: on other texts

@@ -7,7 +7,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from rlhf import models, outputs, registry
+from rlhf import outputs, registry
 from rlhf.download import SAFE_FILES, fetch
 from rlhf.profiles import PROFILES, Profile
 
@@ -51,6 +51,8 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
     # Noted first: what an interrupted pull leaves behind must not pass for a run of its own.
     outputs.update_run(profile, pulled=pulled, ppo_aligned_final=copied, examples=manifest["examples"])
     if fetch_base:
+        from rlhf import models  # it takes seconds, which only this case needs
+
         models.prepare_base(profile)
     for checkpoint, found in files.items():
         with outputs.new_folder(outputs.checkpoint_path(profile, checkpoint)) as folder:

@@ -1,17 +1,11 @@
 """Execute the notebooks of the numbered folders in order, for the chosen profile.
 
-Executed copies go to outputs/notebooks/<profile>/; the tracked notebooks are not touched. A run resumes at
-the first notebook that has not finished; FORCE=1 starts over. Notebooks can be named by a part of their path:
-these are executed, finished or not, and all after them count as unfinished. The last notebook draws what `make study`
-measures and is executed only when it is named. FROM=hub:user/name[@revision] takes the checkpoints from there and
-executes the evaluation alone. Exit status: 0 done, 1 a notebook failed, 2 the run could not start, 130 interrupted.
+Executed copies go to outputs/notebooks/<profile>/; the tracked notebooks are not touched.
 """
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,11 +19,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from rlhf import hub, outputs
-from rlhf.profiles import Profile, load_profile, set_up
+from rlhf import outputs, runtime
+from rlhf.notebooks.staleness import copy_of, is_finished, key_of, name_of, settings_of
+from rlhf.profiles import Profile, set_up
 
 import nbformat
-import torch
+import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
@@ -48,55 +43,14 @@ def find_notebooks(root: Path) -> list[Path]:
     return notebooks
 
 
-def name_of(notebook: Path) -> str:
-    """The name that run.json uses, for example 02_reward_modeling/1_preference_data."""
-    return f"{notebook.parent.name}/{notebook.stem}"
-
-
-def copy_of(notebook: Path, profile: Profile) -> Path:
-    return outputs.notebooks_dir(profile) / notebook.parent.name / notebook.name
-
-
-def code_of(notebook: NotebookNode) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def settings_of(profile: Profile) -> dict:
-    """What makes two runs comparable: every setting but the number of threads, as JSON gives it back."""
-    settings = json.loads(json.dumps(dataclasses.asdict(profile)))
-    del settings["threads"]
-    return settings
-
-
-def fingerprint(profile: Profile) -> str:
-    return hashlib.sha256(json.dumps(settings_of(profile), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def is_finished(notebook: Path, profile: Profile) -> bool:
-    """Whether the executed copy is complete, of these settings and of the code that the notebook has now."""
-    copy = copy_of(notebook, profile)
-    if not copy.exists():
-        return False
-    executed = nbformat.read(copy, as_version=4)
-    run = executed.metadata.get("rlhf", {})
-    same_code = code_of(executed) == code_of(nbformat.read(notebook, as_version=4))
-    return bool(run.get("finished")) and run.get("run") == fingerprint(profile) and same_code
-
-
-def flatten(settings: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def check_settings(profile: Profile) -> None:
     """Note the settings of this run; ValueError if the outputs come from a run with other settings."""
     path = outputs.notebooks_dir(profile) / "settings.json"
     new = settings_of(profile)
     if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        before, now = flatten(old), flatten(new)
+        before, now = (
+            pd.json_normalize(settings).iloc[0].to_dict() for settings in (json.loads(path.read_text("utf-8")), new)
+        )
         changed = [key for key in before | now if before.get(key) != now.get(key)]
         if changed:
             lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
@@ -109,15 +63,19 @@ def check_settings(profile: Profile) -> None:
 
 
 def start_over(profile: Profile) -> None:
-    """Delete all that a run of the profile wrote: several notebooks add rows to one CSV, so old ones would stay."""
+    """Delete all that a run of the profile wrote, and make it ready anew.
+
+    Several notebooks add rows to one CSV, so old rows would stay.
+    """
     for folder in (
-        outputs.checkpoint_path(profile, "any").parent,
+        outputs.checkpoints_dir(profile),
         outputs.logs_dir(profile),
         outputs.notebooks_dir(profile),
         outputs.evaluation_dir(profile),
         outputs.plots_dir(profile),
     ):
         shutil.rmtree(folder, ignore_errors=True)
+    set_up(profile)
 
 
 def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Path]:
@@ -130,28 +88,6 @@ def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Pa
     notebooks = [path for path in notebooks if name_of(path) != STUDY]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
-
-
-def pull(profile: Profile, source: str) -> None:
-    """Take the checkpoints from hub:user/name or hub:user/name@revision. Raises ValueError for anything else."""
-    kind, _, name = source.partition(":")
-    name, _, revision = name.partition("@")
-    if kind != "hub" or not name:
-        raise ValueError(f"FROM={source!r} is not of the form hub:user/name or hub:user/name@revision.")
-    stages = hub.pull(profile, name, revision or None)
-    print(f"Pulled from {outputs.show_name(name)}: {', '.join(stages)}.")
-
-
-def device() -> str:
-    """Where the run computes, in a reader's words."""
-    if torch.cuda.is_available():
-        return f"one {torch.cuda.get_device_name()} GPU" if torch.cuda.device_count() == 1 else "several GPUs"
-    cores = cpu_count()
-    return f"{cores} CPU core{'s' * (cores > 1)}"
-
-
-def cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def git_state(root: Path) -> dict:
@@ -172,8 +108,8 @@ def describe_run(profile: Profile, root: Path) -> dict:
     """What run.json says about a run, apart from the seconds of each notebook."""
     return {
         "seed": profile.seed,
-        "device": device(),
-        "cpus": cpu_count(),
+        "hardware": runtime.hardware(),
+        "cpus": runtime.cpu_count(),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git": git_state(root),
@@ -265,10 +201,11 @@ def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: P
     Raises CellExecutionError, DeadKernelError, or KeyboardInterrupt once the kernel is gone.
     """
     peak = None
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the python3 kernel of this environment, no other
 
     def end_cell(**_) -> None:
         nonlocal peak
-        peak = peak_memory(client.km.provisioner.pid)
+        peak = runtime.peak_memory_mb(client.km.provisioner.pid)
         progress.end_cell()
 
     client = NotebookClient(
@@ -306,13 +243,6 @@ def kill_kernel(client: NotebookClient) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-def peak_memory(pid: int) -> int | None:
-    """The peak resident memory of a process so far, in MB; None where there is no /proc."""
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) // 1024 if found else None
-
-
 def set_time(notebook: NotebookNode, seconds: float, profile_name: str, where: str) -> None:
     """Let every line `*Time: ...*` of the prose say how long the notebook took."""
     line = f"*Time: {seconds:.0f} s at the `{profile_name}` profile on {where}.*"
@@ -325,7 +255,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     """Execute one notebook, write its copy and its seconds; returns the exit status."""
     notebook = nbformat.read(path, as_version=4)
     copy = copy_of(path, profile)
-    progress = Progress(position, path, notebook.cells)
+    progress, key = Progress(position, path, notebook.cells), key_of(path, profile)  # as things are when it starts
     error = peak = None
     try:
         peak = execute(notebook, path.parent, kernel_environment(profile), progress)
@@ -337,12 +267,12 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     notebook.metadata["rlhf"] = {
         "finished": error is None,
         "seconds": seconds,
-        "run": fingerprint(profile),
-        "device": device(),
+        "key": key,
+        "hardware": runtime.hardware(),
         "commit": git_state(root)["commit"],
     }
     if error is None:
-        set_time(notebook, seconds, profile.name, device())
+        set_time(notebook, seconds, profile.name, runtime.hardware())
     outputs.write_text(copy, nbformat.writes(notebook) + "\n")
     if error is None:
         memory = {} if peak is None else {"peak_memory_mb": {name_of(path): peak}}
@@ -366,45 +296,11 @@ def report(error: BaseException, path: Path, cell: str, copy: Path) -> None:
     print("`make run` resumes with this notebook.", file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", help="part of the path of a notebook to execute (default: resume the run)")
-    parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_..., 03_...")
-    options = parser.parse_args(arguments)
-    force = os.environ.get("FORCE", "").strip().lower() not in ("", "0", "false", "no")
-    root = options.root.resolve()
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the python3 kernel of this environment, no other
-    try:
-        profile = load_profile()
-        set_up(profile)
-        notebooks = find_notebooks(root)
-        pulled = os.environ.get("FROM", "").strip()
-        if pulled and (force or options.names):
-            raise ValueError(
-                "FROM pulls checkpoints and executes the evaluation alone: name no notebook with it and leave FORCE "
-                "out; RLHF_OUTPUTS=<folder> keeps what is pulled apart from a run of your own."
-            )
-        if force and options.names:
-            raise ValueError("FORCE=1 deletes every output, so it starts at the first notebook; name none with it.")
-        if force:
-            start_over(profile)
-            set_up(profile)
-        check_settings(profile)
-        if pulled:
-            options.names = [EVALUATION]
-            pull(profile, pulled)
-        chosen = choose(notebooks, profile, options.names)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return run(chosen, notebooks, profile, root)
-
-
 def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path) -> int:
     """Execute the chosen notebooks; returns the exit status of the first that does not finish, or 0."""
     limit = f", at most {profile.max_steps} steps per training" if profile.max_steps else ""
     print(
-        f"Profile {profile.name} on {device()}: model {profile.model}, data {profile.dataset}, "
+        f"Profile {profile.name} on {runtime.hardware()}: model {profile.model}, data {profile.dataset}, "
         f"seed {profile.seed}{limit}."
     )
     if not chosen:
@@ -421,19 +317,9 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
     started = time.perf_counter()
     for path in chosen:
         position = f"[{notebooks.index(path) + 1}/{len(notebooks)}]"
-        try:
-            status = run_notebook(path, position, profile, root)
-        except KeyboardInterrupt:  # between two notebooks
-            print("\nInterrupted. `make run` resumes.", file=sys.stderr)
-            return 130
-        if status:
+        if status := run_notebook(path, position, profile, root):
             return status
     seconds = time.perf_counter() - started
     count = f"{len(chosen)} notebook{'s' * (len(chosen) > 1)}"
     print(f"Done: {count} in {seconds:.0f} s ({seconds / 60:.1f} min). Results: {outputs.root()}")
     return 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop in order, as after Ctrl-C
-    sys.exit(main())

@@ -1,24 +1,28 @@
-"""Put the outputs of the executed lab notebooks into the tracked ones, the same outputs for equal runs.
+"""Put the outputs of the executed lab notebooks into the tracked ones, and its CSVs and plots into results/.
 
-The prose stays that of the tracked notebooks, apart from the line that tells the time. Nothing is written
-unless every notebook can be: all finished, at the settings of the lab profile, with the code that they have.
+Equal runs give equal files. The prose stays that of the tracked notebooks, apart from the line that tells the time.
+Nothing is written unless every notebook can be: all finished, for the code, modules and settings that there are now.
 """
 
-import argparse
 import copy
-import os
+import functools
 import re
-import sys
+import shutil
 import tempfile
 from pathlib import Path
 
-from rlhf import outputs
-from rlhf.profiles import Profile, load_profile
+from rlhf import outputs, studies
+from rlhf.notebooks.execution import ANSI, STUDY, set_time
+from rlhf.notebooks.staleness import copy_of, is_finished, name_of
+from rlhf.profiles import Profile
+from rlhf.studies import seeds
 
 import nbformat
+import pandas as pd
 from nbformat import NotebookNode
-from run_notebooks import ANSI, STUDY, code_of, copy_of, find_notebooks, fingerprint, name_of, set_time
 
+STUDY_PLOTS = ("relevance", "data_size", "overoptimisation", "best_of_n", "judge", "frontier")
+KEPT_WITHOUT_STUDY = {"seeds.csv", *studies.FILES, *(f"{name}.png" for name in STUDY_PLOTS)}
 MAX_BYTES = 400_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
@@ -102,22 +106,20 @@ def render(tracked: NotebookNode, executed: NotebookNode, profile_name: str) -> 
     for cell in rendered.cells:
         cell.metadata = NotebookNode({key: value for key, value in cell.metadata.items() if key == "tags"})
     run = executed.metadata.rlhf
-    set_time(rendered, run.seconds, profile_name, run.device)
+    set_time(rendered, run.seconds, profile_name, run.hardware)
     return rendered
 
 
-def why_not(tracked: NotebookNode, path: Path, profile: Profile) -> str | None:
-    """Why the executed copy at `path` can't be rendered into the tracked notebook, or None if it can."""
+def why_not(notebook: Path, profile: Profile) -> str | None:
+    """Why the executed copy of a notebook can't be rendered into the tracked one, or None if it can."""
+    path = copy_of(notebook, profile)
     if not path.exists():
         return "it has not been executed"
     executed = nbformat.read(path, as_version=4)
-    run = executed.metadata.get("rlhf", {})
-    if not run.get("finished"):
+    if not executed.metadata.get("rlhf", {}).get("finished"):
         return "its executed copy is not finished"
-    if code_of(executed) != code_of(tracked):
-        return "its code has changed since it was executed"
-    if run.get("run") != fingerprint(profile):
-        return f"it was executed at other settings than those of the {profile.name} profile"
+    if not is_finished(notebook, profile):
+        return "its code, a module that it imports, a setting or the data changed after it was executed"
     for number, cell in enumerate(executed.cells, start=1):
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             return f"cell {number} shows an error"
@@ -135,44 +137,59 @@ def faults(rendered: NotebookNode) -> list[str]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_...")
-    parser.add_argument("--profile", default="lab", help="the profile whose run is rendered (default: lab)")
-    options = parser.parse_args(arguments)
-    for variable in ("MODEL", "DATASET", "MAX_STEPS", "SEED"):  # what is rendered is the profile as it stands
-        os.environ.pop(f"RLHF_{variable}", None)
+def render_all(notebooks: list[Path], profile: Profile) -> list[str]:
+    """Render all notebooks, or none of them: returns why not, a line for each notebook that can't be."""
     problems, rendered, commits = [], {}, set()
-    try:
-        profile = load_profile(options.profile)
-        notebooks = find_notebooks(options.root.resolve())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     for path in notebooks:
-        tracked = nbformat.read(path, as_version=4)
         if name_of(path) == STUDY and not copy_of(path, profile).exists():
             print(f"{name_of(path)}: not executed (make study); it keeps its outputs")
             continue
-        reason = why_not(tracked, copy_of(path, profile), profile)
-        if reason:
+        if reason := why_not(path, profile):
             problems.append(f"{name_of(path)}: {reason}")
             continue
         executed = nbformat.read(copy_of(path, profile), as_version=4)
         commits.add(executed.metadata.rlhf.get("commit"))
-        rendered[path] = render(tracked, executed, profile.name)
+        rendered[path] = render(nbformat.read(path, as_version=4), executed, profile.name)
         nbformat.validate(rendered[path])
         problems += [f"{name_of(path)}: {fault}" for fault in faults(rendered[path])]
     if problems:
-        print("error: nothing was rendered.", *problems, sep="\n  ", file=sys.stderr)
-        return 1
+        return problems
     for path, notebook in rendered.items():
         outputs.write_text(path, nbformat.writes(notebook) + "\n")
         print(f"rendered {name_of(path)}: {path.stat().st_size / 1000:.0f} kB")
     if len(commits) > 1:
         print("These notebooks were executed at different commits; `make render FORCE=1` runs all again.")
-    return 0
+    return []
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def copy_results(profile: Profile) -> None:
+    """Make results/ what this run measured and drew.
+
+    Kept is what only `make study` makes where that has not run here, and the rows of other seeds where `make seeds`
+    has not. What is kept or deleted is printed.
+    """
+    tables = {} if (outputs.evaluation_dir(profile) / "seeds.csv").exists() else _with_other_seeds(profile)
+    for folder in (outputs.evaluation_dir, outputs.plots_dir):
+        new, old = folder(profile), folder(profile, outputs.REFERENCE)
+        made = {path.name for path in new.iterdir() if path.suffix in (".csv", ".json", ".png")}
+        for name in sorted(made):
+            outputs.replace(old / name, functools.partial(shutil.copyfile, new / name))
+        for path in sorted(path for path in old.iterdir() if path.name not in made):
+            kept = path.name in KEPT_WITHOUT_STUDY
+            print(f"{outputs.show(path)}: {'kept, of an earlier study' if kept else 'deleted, no longer made'}")
+            if not kept:
+                path.unlink()
+    for name, table in tables.items():
+        outputs.write_csv(profile, name, table, outputs.REFERENCE)
+        print(f"{name}: rows of the seeds {', '.join(map(str, table.seed.unique()[1:]))} kept, of earlier runs")
+
+
+def _with_other_seeds(profile: Profile) -> dict[str, pd.DataFrame]:
+    """This run's rows with those of other seeds in results/, by the name of the table; none where there are none."""
+    if not (outputs.evaluation_dir(profile, outputs.REFERENCE) / "seeds.csv").exists():
+        return {}
+    tables = {}
+    for name, own in seeds.rows_of(profile, profile.seed).items():
+        old = outputs.read_csv(profile, name, outputs.REFERENCE)
+        tables[name] = pd.concat([own, old[old.seed != profile.seed]])
+    return tables

@@ -7,7 +7,14 @@ where a frame is empty or lacks a column.
 """
 
 # ruff: noqa: F401 (all names are imported to be used as plots.name)
-from rlhf.plots.comparison import gold_parts, model_metrics, paired, published_beside, reward_against_gold, reward_probes
+from rlhf.plots.comparison import (
+    gold_parts,
+    model_metrics,
+    paired,
+    published_beside,
+    reward_against_gold,
+    reward_probes,
+)
 from rlhf.plots.ppo import clipped_objective, kl_estimators, ppo_curves
 from rlhf.plots.reward import accuracy_slices, calibration, error_kinds, length_difference, margins, reward_curve
 from rlhf.plots.sft import cost_bars, learning_rates, loss_curves, stop_and_length, token_lengths

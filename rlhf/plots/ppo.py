@@ -1,8 +1,6 @@
 """Figures of stage 3's training: PPO's curves, its clipped objective and the estimates of the KL."""
 
-from rlhf.plots.style import (
-    BLACK, BLUE, GREY, ORANGE, SHARES, VERMILION, draws, each_series, label, legend, new_panels, ticks,
-)  # fmt: skip
+from rlhf.plots import style
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ UPDATE = {"linewidth": 0.8, "alpha": 0.45, "marker": ".", "markersize": 3}
 MEAN = {"linewidth": 2.2}
 
 
-@draws("model episode reward reward_minus_kl kl entropy value_loss clip_fraction response_length stop_rate")
+@style.draws("model episode reward reward_minus_kl kl entropy value_loss clip_fraction response_length stop_rate")
 def ppo_curves(frame: pd.DataFrame) -> Figure:
     """PPO over its episodes, one row per update of each model."""
     panels = {
@@ -26,33 +24,33 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
         ("response_length",): ("length of an answer", "tokens"),
         ("stop_rate",): ("stopped by themselves", "share of answers"),
     }
-    series = each_series(frame.sort_values("episode"), "model")
-    names = " and ".join(style["label"] for _, style in series)
-    figure, grid = new_panels(f"{names} over the episodes of training", 8.6, 4, 2, sharex=True)
-    for rows, style in series:
+    series = style.each_series(frame.sort_values("episode"), "model")
+    names = " and ".join(look["label"] for _, look in series)
+    figure, grid = style.new_panels(f"{names} over the episodes of training", 8.6, 4, 2, sharex=True)
+    for rows, look in series:
         means = rows.rolling(RUNNING, center=True, min_periods=1, on="episode").mean(numeric_only=True)
         for axes, columns in zip(grid, panels, strict=False):
             for column, dashes in zip(columns, ("-", ":"), strict=False):
-                line = {"color": style["color"], "linestyle": dashes}
+                line = {"color": look["color"], "linestyle": dashes}
                 axes.plot(rows.episode, rows[column], **line, **UPDATE)
                 axes.plot(rows.episode, means[column], **line, **MEAN)
     for axes, (title, unit) in zip(grid, panels.values(), strict=False):
-        label(axes, "", unit, title)
-        ticks(axes.xaxis, 5, integer=True)
-        ticks(axes.yaxis, 5)
-    grid[6].set_ylim(*SHARES)
+        style.label(axes, "", unit, title)
+        style.ticks(axes.xaxis, 5, integer=True)
+        style.ticks(axes.yaxis, 5)
+    grid[6].set_ylim(*style.SHARES)
     for axes in grid[5:7]:  # the lowest of each column
         axes.set_xlabel("episodes")
         axes.tick_params(labelbottom=True)
     grid[7].axis("off")
-    grid[7].legend(handles=_curve_handles([style for _, style in series]), loc="center left")
+    grid[7].legend(handles=_curve_handles([look for _, look in series]), loc="center left")
     return figure
 
 
 def _curve_handles(styles: list[dict]) -> list[Line2D]:
     """Models have a line of their own only where there are several."""
-    models = [Line2D([], [], color=style["color"], label=style["label"], **MEAN) for style in styles]
-    colour = BLACK if len(models) > 1 else styles[0]["color"]
+    models = [Line2D([], [], color=look["color"], label=look["label"], **MEAN) for look in styles]
+    colour = style.BLACK if len(models) > 1 else styles[0]["color"]
     return [
         *(models if len(models) > 1 else []),
         Line2D([], [], color=colour, label="one update", **UPDATE),
@@ -61,33 +59,31 @@ def _curve_handles(styles: list[dict]) -> list[Line2D]:
     ]
 
 
-@draws("advantage ratio unclipped clipped")
+@style.draws("advantage ratio unclipped clipped")
 def clipped_objective(frame: pd.DataFrame, clip: float) -> Figure:
     """What PPO maximises for one token, over the ratio of its probabilities; a panel for each sign of the advantage."""
     signs = sorted(frame.advantage.unique(), reverse=True)
-    figure, panels = new_panels("The clipped objective of one token", 3.3, 1, len(signs), sharey=True)
+    figure, panels = style.new_panels("The clipped objective of one token", 3.3, 1, len(signs), sharey=True)
     for axes, advantage in zip(panels, signs, strict=True):
         rows = frame[frame.advantage == advantage]
-        axes.plot(rows.ratio, rows.unclipped, color=GREY, linestyle="--", label="ratio × advantage")
-        axes.plot(rows.ratio, rows.clipped, color=VERMILION, linewidth=2.4, label="clipped: what is maximised")
-        axes.axvspan(1 - clip, 1 + clip, color=GREY, alpha=0.15, linewidth=0)
-        axes.axvline(1, color=BLACK, linewidth=0.8)
-        label(axes, "ratio: new probability / old", "", f"advantage {advantage:+g}")
+        axes.plot(rows.ratio, rows.unclipped, color=style.GREY, linestyle="--", label="ratio × advantage")
+        axes.plot(rows.ratio, rows.clipped, color=style.VERMILION, linewidth=2.4, label="clipped: what is maximised")
+        axes.axvspan(1 - clip, 1 + clip, color=style.GREY, alpha=0.15, linewidth=0)
+        axes.axvline(1, color=style.BLACK, linewidth=0.8)
+        style.label(axes, "ratio: new probability / old", "", f"advantage {advantage:+g}")
     panels[0].set_ylabel("objective")
-    legend(figure)
-    return figure
+    return style.legend(figure)
 
 
-@draws("k1 k3")
+@style.draws("k1 k3")
 def kl_estimators(frame: pd.DataFrame) -> Figure:
     """Distribution over answers of two estimates of the KL in nats per answer, their means marked."""
-    figure, (axes,) = new_panels("Two estimates of the same KL, one value per answer", 3.3)
+    figure, (axes,) = style.new_panels("Two estimates of the same KL, one value per answer", 3.3)
     low, high = frame[["k1", "k3"]].min().min(), frame[["k1", "k3"]].max().max()
     step = (high - low) / 40
     edges = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)  # one edge is 0, where k3 begins
-    for column, colour, formula in (("k1", BLUE, "k1 = d"), ("k3", ORANGE, "k3 = exp(−d) − 1 + d")):
+    for column, colour, formula in (("k1", style.BLUE, "k1 = d"), ("k3", style.ORANGE, "k3 = exp(−d) − 1 + d")):
         axes.hist(frame[column], edges, color=colour, alpha=0.55, label=formula)
         axes.axvline(frame[column].mean(), color=colour, linewidth=2.2)
-    label(axes, "nats per answer (line: mean)", "answers")
-    legend(figure)
-    return figure
+    style.label(axes, "nats per answer (line: mean)", "answers")
+    return style.legend(figure)

@@ -2,10 +2,7 @@
 
 import math
 
-from rlhf.plots.style import (
-    BLACK, BLUE, GREEN, GREY, PURPLE, SKY, bin_width, bins, draws, label, legend, name_rows, new_panels, points, ticks,
-    words, zero_line,
-)  # fmt: skip
+from rlhf.plots import style
 
 import numpy as np
 import pandas as pd
@@ -13,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 
-@draws("error share length_rule gold_agreement")
+@style.draws("error share length_rule gold_agreement")
 def error_kinds(frame: pd.DataFrame) -> Figure:
     """Pairs by what is wrong with the rejected answer."""
     panels = {
@@ -23,97 +20,97 @@ def error_kinds(frame: pd.DataFrame) -> Figure:
     }
     rows = frame.sort_values(["share", "error"], ascending=[False, True])
     title = "Pairs by kind of error, and who picks the chosen answer (dashed: chance)"
-    figure, grid = new_panels(title, 1.4 + 0.27 * len(rows), 1, 3, sharey=True)
+    figure, grid = style.new_panels(title, 1.4 + 0.27 * len(rows), 1, 3, sharey=True)
     for axes, (column, (name, unit)) in zip(grid, panels.items(), strict=True):
-        axes.barh(np.arange(len(rows)), rows[column], color=GREY if column == "share" else BLUE, height=0.65)
-        name_rows(axes, [words(error) for error in rows.error])
+        axes.barh(
+            np.arange(len(rows)), rows[column], color=style.GREY if column == "share" else style.BLUE, height=0.65
+        )
+        style.name_rows(axes, [style.words(error) for error in rows.error])
         axes.tick_params(axis="y", length=0)
-        label(axes, unit, "kind of error" if column == "share" else "", name)
+        style.label(axes, unit, "kind of error" if column == "share" else "", name)
         if column == "share":
-            ticks(axes.xaxis, 3)
+            style.ticks(axes.xaxis, 3)
         else:
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.5, 1])
-            axes.axvline(0.5, color=BLACK, linestyle="--", linewidth=1)
+            axes.axvline(0.5, color=style.BLACK, linestyle="--", linewidth=1)
         if rows[column].isna().all():
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", backgroundcolor="white")
     return figure
 
 
-@draws("difference count")
+@style.draws("difference count")
 def length_difference(frame: pd.DataFrame) -> Figure:
     """Words of the chosen minus words of the rejected answer; `difference` is the left edge of a bin."""
-    figure, (axes,) = new_panels("Length of the chosen answer minus length of the rejected one", 3.2)
-    width = bin_width(frame.difference)
-    axes.stairs(*bins(frame, "difference", width), fill=True, color=SKY)
-    zero_line(axes)
-    label(axes, "chosen minus rejected (words)", f"pairs per bin of {width:g} word{'s' * (width != 1)}")
+    figure, (axes,) = style.new_panels("Length of the chosen answer minus length of the rejected one", 3.2)
+    width = style.bin_width(frame.difference)
+    axes.stairs(*style.bins(frame, "difference", width), fill=True, color=style.SKY)
+    style.zero_line(axes)
+    style.label(axes, "chosen minus rejected (words)", f"pairs per bin of {width:g} word{'s' * (width != 1)}")
     return figure
 
 
-@draws("split step loss accuracy")
+@style.draws("split step loss accuracy")
 def reward_curve(frame: pd.DataFrame) -> Figure:
     """Loss and accuracy of the reward model over its training, on two splits (train, validation)."""
-    figure, panels = new_panels("Reward model while training", 3.5, 1, 2)
+    figure, panels = style.new_panels("Reward model while training", 3.5, 1, 2)
     splits = {
-        "train": {"color": GREY, "linewidth": 1.2, "label": "training batches"},
-        "validation": {"color": BLUE, "linewidth": 2.4, "marker": "o", "label": "validation split"},
+        "train": {"color": style.GREY, "linewidth": 1.2, "label": "training batches"},
+        "validation": {"color": style.BLUE, "linewidth": 2.4, "marker": "o", "label": "validation split"},
     }
     columns = {"loss": ("loss (nats per pair)", math.log(2)), "accuracy": ("accuracy (share of pairs)", 0.5)}
     for axes, (column, (unit, chance)) in zip(panels, columns.items(), strict=True):
-        axes.axhline(chance, color=BLACK, linestyle="--", linewidth=1, label="chance", zorder=1.5)
-        for split, style in splits.items():
+        axes.axhline(chance, color=style.BLACK, linestyle="--", linewidth=1, label="chance", zorder=1.5)
+        for split, look in splits.items():
             rows = frame[frame.split == split].sort_values("step")
             if len(rows):
-                axes.plot(rows.step, rows[column], **style)
-        label(axes, "optimiser steps", unit)
-        ticks(axes.xaxis, 6, integer=True)
-    legend(figure)
-    return figure
+                axes.plot(rows.step, rows[column], **look)
+        style.label(axes, "optimiser steps", unit)
+        style.ticks(axes.xaxis, 6, integer=True)
+    return style.legend(figure)
 
 
-@draws("confidence accuracy ci_low ci_high n")
+@style.draws("confidence accuracy ci_low ci_high n")
 def calibration(frame: pd.DataFrame) -> Figure:
     """Reliability of sigmoid(margin), from metrics.calibration; a point's area is in proportion to its pairs."""
-    figure, (axes,) = new_panels("Accuracy of the reward model by its confidence (95 % intervals)", 4.2)
-    (perfect,) = axes.plot([0.5, 1], [0.5, 1], color=BLACK, linestyle="--", linewidth=1, label="perfect calibration")
-    points(axes, frame.confidence, frame, "accuracy", color=BLUE)
+    figure, (axes,) = style.new_panels("Accuracy of the reward model by its confidence (95 % intervals)", 4.2)
+    (perfect,) = axes.plot(
+        [0.5, 1], [0.5, 1], color=style.BLACK, linestyle="--", linewidth=1, label="perfect calibration"
+    )
+    style.points(axes, frame.confidence, frame, "accuracy", color=style.BLUE)
     scale = 220 / frame.n.max()  # of a marker's area, in points²
-    axes.scatter(frame.confidence, frame.accuracy, s=scale * frame.n, color=BLUE, zorder=3)
-    marker = {"linestyle": "none", "marker": "o", "color": BLUE}
+    axes.scatter(frame.confidence, frame.accuracy, s=scale * frame.n, color=style.BLUE, zorder=3)
+    marker = {"linestyle": "none", "marker": "o", "color": style.BLUE}
     sizes = np.unique(np.quantile(frame.n, [0, 0.5, 1], method="nearest"))
     handles = [Line2D([], [], markersize=math.sqrt(scale * n), label=f"{n:.0f} pairs", **marker) for n in sizes]
     axes.set_xlim(0.48, 1.02)
-    label(axes, "confidence: sigmoid(|margin|)", "accuracy (share of pairs)")
-    legend(figure, [perfect, *handles])
-    return figure
+    style.label(axes, "confidence: sigmoid(|margin|)", "accuracy (share of pairs)")
+    return style.legend(figure, [perfect, *handles])
 
 
-@draws("slice mean ci_low ci_high n")
+@style.draws("slice mean ci_low ci_high n")
 def accuracy_slices(frame: pd.DataFrame, reference: float) -> Figure:
     """Accuracy by slice beside that of all pairs (`reference`)."""
     rows = frame.sort_values(["mean", "slice"], ascending=[False, True])
     title = "Accuracy of the reward model by slice of the pairs (95 % intervals)"
-    figure, (axes,) = new_panels(title, 1.5 + 0.28 * len(rows))
-    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1.4, label="chance")
-    axes.axvline(reference, color=BLACK, linestyle="--", linewidth=1.4, label=f"all pairs ({reference:.3f})")
-    points(axes, np.arange(len(rows)), rows, across=True, color=BLUE, marker="o")
-    name_rows(axes, [f"{words(name)} (n = {n})" for name, n in zip(rows["slice"], rows.n, strict=True)])
-    label(axes, "accuracy (share of pairs)", "slice")
-    legend(figure)
-    return figure
+    figure, (axes,) = style.new_panels(title, 1.5 + 0.28 * len(rows))
+    axes.axvline(0.5, color=style.GREY, linestyle="--", linewidth=1.4, label="chance")
+    axes.axvline(reference, color=style.BLACK, linestyle="--", linewidth=1.4, label=f"all pairs ({reference:.3f})")
+    style.points(axes, np.arange(len(rows)), rows, across=True, color=style.BLUE, marker="o")
+    style.name_rows(axes, [f"{words(name)} (n = {n})" for name, n in zip(rows["slice"], rows.n, strict=True)])
+    style.label(axes, "accuracy (share of pairs)", "slice")
+    return style.legend(figure)
 
 
-@draws("margin count correct")
+@style.draws("margin count correct")
 def margins(frame: pd.DataFrame) -> Figure:
     """Reward of the chosen minus reward of the rejected answer; `margin` is the left edge of a bin."""
-    figure, (axes,) = new_panels("Margin of the reward model: reward(chosen) minus reward(rejected)", 3.5)
-    width = bin_width(frame.margin)
-    both, edges = bins(frame, "margin", width)
-    right, _ = bins(frame.assign(count=frame["count"] * frame.correct.astype(bool)), "margin", width)
-    axes.stairs(right, edges, fill=True, color=GREEN, label="ranked right")
-    axes.stairs(both, edges, baseline=right, fill=True, color=PURPLE, label="ranked wrong")
-    zero_line(axes)
-    label(axes, "margin (logits)", f"pairs per bin of {width:.2g}")
-    legend(figure)
-    return figure
+    figure, (axes,) = style.new_panels("Margin of the reward model: reward(chosen) minus reward(rejected)", 3.5)
+    width = style.bin_width(frame.margin)
+    both, edges = style.bins(frame, "margin", width)
+    right, _ = style.bins(frame.assign(count=frame["count"] * frame.correct.astype(bool)), "margin", width)
+    axes.stairs(right, edges, fill=True, color=style.GREEN, label="ranked right")
+    axes.stairs(both, edges, baseline=right, fill=True, color=style.PURPLE, label="ranked wrong")
+    style.zero_line(axes)
+    style.label(axes, "margin (logits)", f"pairs per bin of {width:.2g}")
+    return style.legend(figure)

@@ -2,10 +2,7 @@
 
 import math
 
-from rlhf.plots.style import (
-    BLACK, BLUE, GREEN, SERIES, VERMILION, check, draws, each_series, label, legend, name_rows, new_panels, offsets,
-    points, series_of, ticks, words, zero_line,
-)  # fmt: skip
+from rlhf.plots import style
 
 import numpy as np
 import pandas as pd
@@ -15,45 +12,45 @@ from matplotlib.lines import Line2D
 SCORES = ["proxy", "judge", "gold"]
 
 
-@draws("method setting seed x kl proxy judge gold gold_unit")
+@style.draws("method setting seed x kl proxy judge gold gold_unit")
 def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     """Proxy, second judge and gold along PPO: one panel for each setting of overoptimisation.csv.
 
     A triangle marks, for each seed, where gold peaks if it falls from there while the proxy rises: the rows of
     turning_points.csv (method, setting, seed, by, peak_x, found), of which there may be none.
     """
-    frame = _from_start(check(frame[frame.method == "ppo"]))
+    frame = _from_start(style.check(frame[frame.method == "ppo"]))
     frame = frame.assign(distance=np.sqrt(frame.kl.clip(lower=0)))
     settings = list(dict.fromkeys(frame.setting))
     rows = math.ceil(len(settings) / 3)
     title = "The same answers by three scores, the further PPO moves from SFT"
-    figure, grid = new_panels(title, 1.2 + 2.3 * rows, rows, min(3, len(settings)), sharey=True)
+    figure, grid = style.new_panels(title, 1.2 + 2.3 * rows, rows, min(3, len(settings)), sharey=True)
     for i, (axes, setting) in enumerate(zip(grid, settings, strict=False)):
         _three_scores(axes, frame[frame.setting == setting], turns, "distance")
-        label(axes, "square root of KL (nats)", "" if i % 3 else "SFT's deviations", setting.replace(", ", ",\n"))
-        ticks(axes.xaxis, 4)
+        style.label(axes, "square root of KL (nats)", "" if i % 3 else "SFT's deviations", setting.replace(", ", ",\n"))
+        style.ticks(axes.xaxis, 4)
     for axes in grid[len(settings) :]:
         axes.remove()
     _turn_legend(figure)
     return figure
 
 
-@draws("method setting seed x proxy judge gold gold_unit")
+@style.draws("method setting seed x proxy judge gold gold_unit")
 def best_of_n(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     """Proxy, second judge and gold of the best of n answers by the proxy: a panel for each reward model.
 
     Both frames and the triangles are those of `overoptimisation`; x is n.
     """
-    frame = _from_start(check(frame[frame.method == "best_of_n"]))
+    frame = _from_start(style.check(frame[frame.method == "best_of_n"]))
     settings = list(dict.fromkeys(frame.setting))
     title = "The best of n answers of SFT, chosen by the proxy"
-    figure, panels = new_panels(title, 3.6, 1, len(settings), sharey=True)
+    figure, panels = style.new_panels(title, 3.6, 1, len(settings), sharey=True)
     for axes, setting in zip(panels, settings, strict=True):
         rows = frame[frame.setting == setting]
         _three_scores(axes, rows, turns, "x")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows.x.unique()), [f"{n:g}" for n in sorted(rows.x.unique())])
-        label(axes, "n", "", f"reward model on {setting}")
+        style.label(axes, "n", "", f"reward model on {setting}")
     panels[0].set_ylabel("SFT's deviations above n = 1")
     _turn_legend(figure)
     return figure
@@ -68,35 +65,35 @@ def _from_start(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**frame[SCORES] - frame.groupby(["setting", "seed"])[SCORES].transform("first"))
 
 
-def _seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **style) -> None:
+def _seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **look) -> None:
     """y over x: a thin line for each seed, a thick one for their mean over the rows of equal `step`."""
     for _, seed in rows.groupby("seed"):
         axes.plot(seed[x], seed[y], color=colour, linewidth=0.8, alpha=0.5)
     mean = rows.groupby(step)[[x, y]].mean()
-    axes.plot(mean[x], mean[y], color=colour, linewidth=2.4, **style)
+    axes.plot(mean[x], mean[y], color=colour, linewidth=2.4, **look)
 
 
 def _three_scores(axes, rows: pd.DataFrame, turns: pd.DataFrame, x: str) -> None:
     """Proxy, judge and gold of one setting over x, those that are known, and a triangle at each turn of gold."""
     for name in SCORES:
         if rows[name].notna().all():
-            colour, _, text = SERIES[name]
+            colour, _, text = style.SERIES[name]
             _seed_lines(axes, rows, x, name, "x", colour, label=text)
-    axes.axhline(0, color=BLACK, linewidth=0.8, zorder=1.5)
+    axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
     method, setting = rows[["method", "setting"]].iloc[0]
     for turn in turns[(turns.method == method) & (turns.setting == setting) & (turns.by == "gold")].itertuples():
         if turn.found:
             point = rows[(rows.seed == turn.seed) & (rows.x == turn.peak_x)]
-            axes.plot(point[x], point.gold, "v", color=BLACK, markersize=8, zorder=5)
+            axes.plot(point[x], point.gold, "v", color=style.BLACK, markersize=8, zorder=5)
 
 
 def _turn_legend(figure) -> None:
     handles, _ = figure.axes[0].get_legend_handles_labels()
-    turn = Line2D([], [], color=BLACK, marker="v", markersize=8, linestyle="none", label="over-optimised after")
-    legend(figure, [*handles, turn], columns=4)
+    turn = Line2D([], [], color=style.BLACK, marker="v", markersize=8, linestyle="none", label="over-optimised after")
+    style.legend(figure, [*handles, turn], columns=4)
 
 
-@draws("reward_model seed metric mean ci_low ci_high")
+@style.draws("reward_model seed metric mean ci_low ci_high")
 def relevance(frame: pd.DataFrame) -> Figure:
     """A blind reward model beside one that sees relevance, and what PPO makes of each; one point per seed.
 
@@ -105,79 +102,79 @@ def relevance(frame: pd.DataFrame) -> Figure:
     accuracies = [m for m in dict.fromkeys(frame.metric) if m.startswith("accuracy")]
     changes = [m for m in ("relevance", "gold") if m in set(frame.metric)] or ["reward"]
     title = "What the reward model sees, and what PPO makes of it (one point per seed)"
-    figure, (left, right) = new_panels(title, 1.6 + 0.7 * max(len(accuracies), len(changes)), 1, 2)
-    series = each_series(frame, "reward_model")
+    figure, (left, right) = style.new_panels(title, 1.6 + 0.7 * max(len(accuracies), len(changes)), 1, 2)
+    series = style.each_series(frame, "reward_model")
     seeds = sorted(frame.seed.unique())
-    places = offsets(len(series) * len(seeds), 0.75).reshape(len(series), len(seeds))
+    places = style.offsets(len(series) * len(seeds), 0.75).reshape(len(series), len(seeds))
     for axes, metrics in ((left, accuracies), (right, changes)):
-        for (of_model, style), near in zip(series, places, strict=True):
+        for (of_model, look), near in zip(series, places, strict=True):
             for seed, offset in zip(seeds, near, strict=True):
                 rows = of_model[of_model.seed == seed].set_index("metric").reindex(metrics)
-                points(axes, np.arange(len(metrics)) + offset, rows, across=True, **style)
-    left.axvline(0.5, color=BLACK, linewidth=0.8, linestyle=":", zorder=1.5)
-    zero_line(right)
-    name_rows(left, [m.removeprefix("accuracy").strip().replace("_", " ") or "all test pairs" for m in accuracies])
-    name_rows(right, [f"{m} score" if m == "gold" else m for m in changes])
+                style.points(axes, np.arange(len(metrics)) + offset, rows, across=True, **look)
+    left.axvline(0.5, color=style.BLACK, linewidth=0.8, linestyle=":", zorder=1.5)
+    style.zero_line(right)
+    style.name_rows(
+        left, [m.removeprefix("accuracy").strip().replace("_", " ") or "all test pairs" for m in accuracies]
+    )
+    style.name_rows(right, [f"{m} score" if m == "gold" else m for m in changes])
     for axes in (left, right):
-        ticks(axes.xaxis, 3)
-    label(left, "share right (dotted: chance)", "kind of error", "reward model on test pairs")
-    label(right, "points of gold score" if "gold" in changes else "SFT's deviations", "measure", "PPO minus SFT")
-    legend(figure)
-    return figure
+        style.ticks(axes.xaxis, 3)
+    style.label(left, "share right (dotted: chance)", "kind of error", "reward model on test pairs")
+    style.label(right, "points of gold score" if "gold" in changes else "SFT's deviations", "measure", "PPO minus SFT")
+    return style.legend(figure)
 
 
-@draws("pairs seed slice accuracy")
+@style.draws("pairs seed slice accuracy")
 def data_size(frame: pd.DataFrame, slices: tuple[str, ...]) -> Figure:
     """Accuracy over the number of training pairs, for all test pairs and some slices; a thin line for each seed."""
-    figure, (axes,) = new_panels("Accuracy on the test pairs by number of training pairs (thin: each seed)", 3.6)
+    figure, (axes,) = style.new_panels("Accuracy on the test pairs by number of training pairs (thin: each seed)", 3.6)
     shown = [name for name in ("all", *slices) if name in set(frame.slice)]
-    for name, colour in zip(shown, (BLACK, BLUE, VERMILION, GREEN), strict=False):
-        text = "all test pairs" if name == "all" else words(name)
+    for name, colour in zip(shown, (style.BLACK, style.BLUE, style.VERMILION, style.GREEN), strict=False):
+        text = "all test pairs" if name == "all" else style.words(name)
         _seed_lines(axes, frame[frame.slice == name], "pairs", "accuracy", "pairs", colour, marker="o", label=text)
     axes.set_xscale("log", base=2)
     sizes = sorted(frame.pairs.unique())
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.axhline(0.5, color=BLACK, linewidth=0.8, linestyle=":")
-    label(axes, "training pairs (dotted: chance)", "share right")
-    legend(figure)
-    return figure
+    axes.axhline(0.5, color=style.BLACK, linewidth=0.8, linestyle=":")
+    style.label(axes, "training pairs (dotted: chance)", "share right")
+    return style.legend(figure)
 
 
-@draws("model seed metric mean")
+@style.draws("model seed metric mean")
 def judges(frame: pd.DataFrame) -> Figure:
     """Win rates against SFT by proxy, second judge and gold (metrics win_by_<judge>); one point per seed."""
-    frame = check(frame[frame.metric.str.startswith("win_by_")])
-    labels = {name: style["label"] for name, style in series_of(frame.model).items()}
+    frame = style.check(frame[frame.metric.str.startswith("win_by_")])
+    labels = {name: look["label"] for name, look in style.series_of(frame.model).items()}
     judged = [name for name in SCORES if f"win_by_{name}" in set(frame.metric)]
-    figure, (axes,) = new_panels("Share of prompts where a model beats SFT (each point a seed)", 1.4 + 0.5 * len(labels))
-    for offset, name in zip(offsets(len(judged)), judged, strict=True):
+    figure, (axes,) = style.new_panels(
+        "Share of prompts where a model beats SFT (each point a seed)", 1.4 + 0.5 * len(labels)
+    )
+    for offset, name in zip(style.offsets(len(judged)), judged, strict=True):
         rows = frame[frame.metric == f"win_by_{name}"]
         places = rows.model.map({model: i for i, model in enumerate(labels)}) + offset
-        axes.plot(rows["mean"], places, linestyle="none", alpha=0.75, **series_of([name])[name])
-    axes.axvline(0.5, color=BLACK, linewidth=1, zorder=1.5)
-    name_rows(axes, list(labels.values()))
-    label(axes, "win rate against SFT", "model")
-    legend(figure)
-    return figure
+        axes.plot(rows["mean"], places, linestyle="none", alpha=0.75, **style.series_of([name])[name])
+    axes.axvline(0.5, color=style.BLACK, linewidth=1, zorder=1.5)
+    style.name_rows(axes, list(labels.values()))
+    style.label(axes, "win rate against SFT", "model")
+    return style.legend(figure)
 
 
-@draws("model seed metric mean")
+@style.draws("model seed metric mean")
 def frontier(frame: pd.DataFrame) -> Figure:
     """Reward and gold of every model against its KL from SFT; one point per seed, and a line for the best of n."""
     wide = frame.pivot_table(index=["model", "seed"], columns="metric", values="mean").reset_index()
-    wide = check(wide, "kl_from_sft reward").sort_values("kl_from_sft")
+    wide = style.check(wide, "kl_from_sft reward").sort_values("kl_from_sft")
     panels = {"reward": "proxy reward (SFT's deviations)", "gold": "gold score (points)"}
     panels = {metric: text for metric, text in panels.items() if metric in wide}
-    figure, grid = new_panels("Reward and truth against the distance from SFT", 3.9, 1, len(panels))
+    figure, grid = style.new_panels("Reward and truth against the distance from SFT", 3.9, 1, len(panels))
     best = wide.model.str.startswith("best of")
     for axes, (metric, text) in zip(grid, panels.items(), strict=True):
-        for rows, style in each_series(wide[~best], "model"):
-            axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", **style)
+        for rows, look in style.each_series(wide[~best], "model"):
+            axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", **look)
         for _, rows in wide[best].groupby("seed"):
-            axes.plot(rows.kl_from_sft, rows[metric], color=GREEN, marker="P", linewidth=0.8, label="best of n")
+            axes.plot(rows.kl_from_sft, rows[metric], color=style.GREEN, marker="P", linewidth=0.8, label="best of n")
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xlim(left=-0.02)
         axes.set_xticks([0, 1, 5, 10, 20, 40])
-        label(axes, "KL from SFT (nats per answer)", text)
-    legend(figure)
-    return figure
+        style.label(axes, "KL from SFT (nats per answer)", text)
+    return style.legend(figure)

@@ -12,8 +12,8 @@ class Settings:
     micro_batch_size: int  # answers that one forward or backward pass takes; memory, not the result, depends on it
     mini_batches: int  # optimiser steps per pass over the batch
     epochs: int  # passes over each batch
-    max_new_tokens: int
     learning_rate: float
+    max_new_tokens: int = 96
     max_prompt_tokens: int = 256  # with the template; a batch is padded to its longest prompt
     temperature: float = 1.0
     value_learning_rate: float | None = None  # of what learns the values beside the policy; None: the same

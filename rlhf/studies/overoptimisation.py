@@ -1,4 +1,4 @@
-"""From where on a rising reward lies: proxy, judge and gold score over the KL from SFT, for PPO and for best of n.
+"""Over-optimisation: proxy, judge and gold score over the KL from SFT, for PPO and for best of n.
 
 Both methods optimise the run's own reward model and that on a quarter of the pairs. PPO is pushed on purpose: more
 updates at a higher learning rate than the run's, with three KL coefficients. Proxy and judge are in standard deviations
@@ -129,11 +129,6 @@ def turning_points(curve: Curve) -> list[tuple]:
         peak, end = curve.x[turn.peak], curve.x[turn.end]
         changes = (*turn.proxy, *turn.truth, turn.found)
         found.append((curve.method, curve.setting, by, peak, end, *changes, truth.shape[1] // 2))
-        verdict = "over-optimised" if turn.found else "no over-optimisation found"
-        print(
-            f"{curve.method}, {curve.setting}: {by} peaks at {peak}; from there to {end} the proxy changes by "
-            f"{turn.proxy[0]:+.2f} and {by} by {turn.truth[0]:+.2f}: {verdict}"
-        )
     return found
 
 

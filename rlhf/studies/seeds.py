@@ -1,23 +1,17 @@
-"""Repeat the whole run with other seeds, and put what all of them found into two tables.
+"""The whole run with other seeds, and what all of them found in two tables.
 
-python scripts/seeds.py             # run every seed that has not finished, then gather
-python scripts/seeds.py --gather    # gather alone
-
-The run of the profile's own seed is that of `make run`; the others go to outputs/seeds/<seed>/. Nothing but the seed
-differs. Written is evaluation/<profile>/seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the
-other seeds in paired.csv (model, against, seed, metric, difference, ci_low, ci_high, n). Exit status: that of the first
-run that does not finish.
+Reads reward.csv, gold.csv, rouge.csv, kl.csv, behaviour.csv, reward_model.csv and paired.csv of every seed's run.
+Writes seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the other seeds in paired.csv (model,
+against, seed, metric, difference, ci_low, ci_high, n) of the run with the profile's own seed.
 """
 
-import argparse
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-from rlhf import metrics, outputs
-from rlhf.profiles import Profile, load_profile
+from rlhf import metrics, outputs, runtime
+from rlhf.profiles import Profile
 
 import pandas as pd
 
@@ -43,7 +37,7 @@ def run_script(profile: Profile, seed: int, script: str, *arguments: str) -> int
     folder = folders(profile)[seed]
     environment = os.environ | {"RLHF_PROFILE": profile.name, "RLHF_SEED": str(seed), "RLHF_OUTPUTS": str(folder)}
     command = [sys.executable, str(outputs.ROOT / "scripts" / script), *arguments]
-    return subprocess.run(command, env=environment).returncode
+    return runtime.run_child(command, environment)
 
 
 def read_csv(profile: Profile, seed: int, name: str, command: str) -> pd.DataFrame:
@@ -54,41 +48,26 @@ def read_csv(profile: Profile, seed: int, name: str, command: str) -> pd.DataFra
     return pd.read_csv(path)
 
 
-def gather(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of all seeds: means with their intervals over prompts, and paired differences.
+def rows_of(profile: Profile, seed: int) -> dict[str, pd.DataFrame]:
+    """What one seed's run adds to each of the two tables, by their names.
 
     The reward model's accuracy on the test pairs stands among the means, as that of model reward_model. Raises
-    FileNotFoundError where a run has not finished.
+    FileNotFoundError where the run has not finished.
     """
-    means, paired = [], []
-    for seed in folders(profile):
-        read = partial(read_csv, profile, seed, command="make seeds")
-        for name, metric, ours in SOURCES:
-            if name == "gold.csv" and profile.lab is None:  # only the lab world has the truth
-                continue
+    read = partial(read_csv, profile, seed, command="make seeds")
+    means = []
+    for name, metric, ours in SOURCES:
+        if profile.lab or name != "gold.csv":  # only the lab world has the truth
             rows = read(name)
-            means.append(rows[rows.metric == metric].assign(metric=ours, seed=seed))
-        means.append(metrics.accuracy_row(read("reward_model.csv")).assign(seed=seed))
-        differences = read("paired.csv")
-        paired.append(differences[differences.seed == seed])
-    means, paired = pd.concat(means), pd.concat(paired)
-    return means[["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]], paired
+            means.append(rows[rows.metric == metric].assign(metric=ours))
+    means.append(metrics.accuracy_row(read("reward_model.csv")))
+    columns = ["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]
+    paired = read("paired.csv")
+    return {"seeds.csv": pd.concat(means).assign(seed=seed)[columns], "paired.csv": paired[paired.seed == seed]}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gather", action="store_true", help="run nothing")
-    options = parser.parse_args()
-    profile = load_profile()
-    for seed in [] if options.gather else folders(profile):
-        if status := run_script(profile, seed, "run_notebooks.py"):
-            return status
-    means, paired = gather(profile)
-    outputs.write_csv(profile, "seeds.csv", means)
-    outputs.write_csv(profile, "paired.csv", paired)
-    print(paired[paired.model.str.startswith("ppo")].round(3).to_string(index=False))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def gather(profile: Profile) -> None:
+    """Write both tables, in the order of the seeds. Raises FileNotFoundError where a run has not finished."""
+    found = [rows_of(profile, seed) for seed in sorted(folders(profile))]
+    for name in ("seeds.csv", "paired.csv"):
+        outputs.write_csv(profile, name, pd.concat([rows[name] for rows in found]))

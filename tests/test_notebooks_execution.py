@@ -1,5 +1,6 @@
 """The runner on small throw-away notebooks: order, resuming, errors, and what it writes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,13 +10,17 @@ import sys
 import time
 from pathlib import Path
 
-from rlhf import outputs
+from rlhf import outputs, runtime
+from rlhf.notebooks import execution
+from rlhf.profiles import load_profile
 
 import nbformat
 import pytest
-import run_notebooks
+from conftest import stage_module
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+RUNNER = outputs.ROOT / "scripts" / "run_notebooks.py"
+main = stage_module("scripts/run_notebooks.py")["main"]
 FIRST, SECOND, THIRD = "01_one/1_first", "01_one/2_second", "02_two/1_third"
 LOG = "from pathlib import Path; (Path.cwd().parents[0] / 'log').open('a').write('{}\\n')"
 
@@ -39,7 +44,7 @@ class Project:
 
     def run(self, *names: str) -> int:
         (self.folder / "log").unlink(missing_ok=True)
-        return run_notebooks.main(["--root", str(self.folder), *names])
+        return main(["--root", str(self.folder), *names])
 
     @property
     def log(self) -> list[str]:
@@ -207,7 +212,7 @@ def test_invalid_settings_are_one_line_and_no_traceback(project, monkeypatch, ca
     (project.folder / "log").touch()  # a file where a folder is needed
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(folder=project.folder))
-    assert run_notebooks.main(["--root", str(project.folder)]) == 2
+    assert main(["--root", str(project.folder)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert message in error
@@ -217,7 +222,7 @@ def test_invalid_settings_are_one_line_and_no_traceback(project, monkeypatch, ca
 def test_no_notebooks_and_unknown_names_are_errors(project, capsys):
     assert project.run("2_sekond") == 2
     assert "2_sekond" in capsys.readouterr().err
-    assert run_notebooks.main(["--root", str(project.outputs)]) == 2
+    assert main(["--root", str(project.outputs)]) == 2
     assert "no notebook" in capsys.readouterr().err
 
 
@@ -260,7 +265,7 @@ def test_relative_paths_reach_the_kernel_as_absolute_ones(project, monkeypatch):
     monkeypatch.setenv("RLHF_PROFILE", "gpt2")
     monkeypatch.setenv("RLHF_DATASET", "./pairs.jsonl")
     monkeypatch.setenv("RLHF_OUTPUTS", "outputs")
-    environment = run_notebooks.kernel_environment(run_notebooks.load_profile())
+    environment = execution.kernel_environment(load_profile())
     assert environment["RLHF_DATASET"] == str(project.folder / "pairs.jsonl")
     assert environment["RLHF_OUTPUTS"] == str(project.outputs)
     for name in ("HF_HUB_OFFLINE", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):  # the lab's alone
@@ -273,7 +278,7 @@ def test_time_line_and_run_json_tell_the_measured_seconds(project):
     first = project.copy(FIRST)
     seconds = first.metadata.rlhf.seconds
     assert 2 < seconds < 60
-    line = f"*Time: {seconds:.0f} s at the `smoke` profile on {run_notebooks.device()}.*"
+    line = f"*Time: {seconds:.0f} s at the `smoke` profile on {runtime.hardware()}.*"
     assert first.cells[0].source == f"# {FIRST}\n\n{line}\n\nProse."
     run = project.run_json()
     assert run["notebooks"][FIRST] == seconds
@@ -290,18 +295,18 @@ def test_git_state_tells_a_changed_tree_from_new_outputs(tmp_path):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
 
-    assert run_notebooks.git_state(tmp_path) == {"commit": None, "dirty": None}
+    assert execution.git_state(tmp_path) == {"commit": None, "dirty": None}
     git("init")
     (tmp_path / "code.py").write_text("x = 1\n")
     git("add", ".")
     git("commit", "-m", "first")
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "new.csv").touch()
-    state = run_notebooks.git_state(tmp_path)
+    state = execution.git_state(tmp_path)
     assert len(state["commit"]) == 40
     assert state["dirty"] is False
     (tmp_path / "code.py").write_text("x = 2\n")
-    assert run_notebooks.git_state(tmp_path)["dirty"] is True
+    assert execution.git_state(tmp_path)["dirty"] is True
 
 
 def test_slow_cells_are_listed_by_heading_or_first_line(project, capsys):
@@ -312,15 +317,15 @@ def test_slow_cells_are_listed_by_heading_or_first_line(project, capsys):
     assert "cell 1 of 2: import time" in out
     assert "cell 2 of 2" not in out
     cells = [new_markdown_cell("# Title\n\n## Training"), new_code_cell("train()"), new_code_cell("\nplot()")]
-    assert run_notebooks.title(cells, 1) == "Training"
-    assert run_notebooks.title(cells, 2) == "plot()"
+    assert execution.title(cells, 1) == "Training"
+    assert execution.title(cells, 2) == "plot()"
 
 
 def test_interrupt_kills_the_kernel_and_leaves_a_clean_message(project):
     project.write(
         FIRST, "import os; print(os.getpid(), flush=True)", f"{LOG.format('x')}\nimport time; time.sleep(600)"
     )
-    command = [sys.executable, run_notebooks.__file__, "--root", str(project.folder)]
+    command = [sys.executable, str(RUNNER), "--root", str(project.folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not project.log and process.poll() is None:
         time.sleep(0.1)
@@ -336,5 +341,69 @@ def test_interrupt_kills_the_kernel_and_leaves_a_clean_message(project):
 
 
 def test_a_run_leaves_its_files_and_no_temporary_ones(finished):
-    left = {path.name for path in outputs.root().rglob("*") if path.is_file()}
-    assert left == {"1_first.ipynb", "2_second.ipynb", "1_third.ipynb", "run.json", "settings.json"}
+    left = {path.name for path in outputs.root().rglob("*") if path.is_file() and path.suffix != ".lock"}
+    assert left - {".lock"} == {"1_first.ipynb", "2_second.ipynb", "1_third.ipynb", "run.json", "settings.json"}
+
+
+def start(project, *names):
+    """The runner in a process of its own, once it executes the first notebook."""
+    command = [sys.executable, str(RUNNER), "--root", str(project.folder), *names]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not project.log and process.poll() is None:
+        time.sleep(0.1)
+    return process
+
+
+def test_second_run_on_the_same_outputs_stops_at_once_and_names_the_first(project, capsys):
+    project.write(FIRST, f"{LOG.format('x')}\nimport time; time.sleep(600)")
+    process = start(project)
+    try:
+        assert main(["--root", str(project.folder)]) == 2
+        error = capsys.readouterr().err
+        assert f"in use by process {process.pid} (run_notebooks.py" in error and "RLHF_OUTPUTS" in error
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+
+
+def test_run_that_was_killed_leaves_no_lock_although_its_kernel_lives_on(project):
+    project.write(
+        FIRST, f"import os, time; open('pid', 'w').write(str(os.getpid())); {LOG.format('x')}; time.sleep(60)"
+    )
+    process = start(project)
+    process.kill()
+    process.wait()
+    project.write(FIRST, LOG.format(FIRST))
+    assert project.run() == 0 and project.log == [FIRST, SECOND, THIRD]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int((project.folder / "01_one" / "pid").read_text()), signal.SIGKILL)
+
+
+def test_change_of_a_module_beside_the_notebook_runs_it_and_those_after_it_again(finished):
+    helper = finished.folder / "01_one" / "helper.py"
+    helper.write_text("x = 1\n")
+    finished.write(SECOND, f"import helper; {LOG.format(SECOND)}")
+    finished.run()
+    assert finished.log == [SECOND, THIRD]
+    finished.run()
+    assert finished.log == []
+    helper.write_text("x = 2\n")
+    finished.run()
+    assert finished.log == [SECOND, THIRD]
+
+
+def test_module_that_changes_while_its_notebook_runs_makes_it_stale(project):
+    helper = project.folder / "01_one" / "helper.py"
+    helper.write_text("x = 1\n")
+    project.write(FIRST, f"import helper; open('helper.py', 'w').write('x = 2'); {LOG.format(FIRST)}")
+    project.run()
+    project.run()
+    assert project.log == [FIRST, SECOND, THIRD]
+
+
+def test_a_run_writes_nothing_into_the_committed_results(finished, monkeypatch):
+    monkeypatch.setattr(outputs, "REFERENCE", finished.folder / "results")
+    monkeypatch.setenv("FORCE", "1")
+    assert finished.run() == 0
+    assert not outputs.REFERENCE.exists()

@@ -1,12 +1,16 @@
 """Runs with other seeds: each in its own folder, gathered into one table that leaves no run out."""
 
+import signal
 import subprocess
+import sys
+import time
 
-from rlhf import outputs
+from rlhf import outputs, runtime
+from rlhf.studies import seeds
 
 import pandas as pd
 import pytest
-import seeds
+from conftest import stage_module
 
 SUMMARY = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
 
@@ -41,7 +45,8 @@ def test_every_seed_has_its_own_folder_and_the_profiles_own_is_the_run_itself(pr
 def test_gathered_tables_have_the_rows_of_every_seed_under_the_common_names(profile):
     for i, (seed, folder) in enumerate(seeds.folders(profile).items()):
         write_run(profile, folder, 0.01 * i, seed)
-    means, paired = seeds.gather(profile)
+    seeds.gather(profile)
+    means, paired = (outputs.read_csv(profile, name) for name in ("seeds.csv", "paired.csv"))
     assert list(means.columns) == ["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]
     assert set(means.metric) == {"reward", "gold", "rouge1", "kl", "stop_rate", "accuracy"}
     assert means.groupby("seed").size().tolist() == [2 * len(seeds.SOURCES) + 1] * 3
@@ -62,14 +67,42 @@ def test_missing_run_is_named(profile):
 def test_each_run_gets_its_seed_and_folder_and_a_failure_ends_it_all(profile, monkeypatch):
     calls = []
 
-    def run(command, env):
-        calls.append((env["RLHF_PROFILE"], env["RLHF_SEED"], env["RLHF_OUTPUTS"]))
-        return subprocess.CompletedProcess(command, returncode=3 if len(calls) == 2 else 0)
+    def run_child(command, environment):
+        calls.append(tuple(environment[f"RLHF_{name}"] for name in ("PROFILE", "SEED", "OUTPUTS")))
+        return 3 if len(calls) == 2 else 0
 
-    monkeypatch.setattr(seeds.subprocess, "run", run)
-    monkeypatch.setattr(seeds, "load_profile", lambda: profile)
+    monkeypatch.setattr(runtime, "run_child", run_child)
+    monkeypatch.setenv("RLHF_PROFILE", profile.name)
     monkeypatch.setattr("sys.argv", ["seeds.py"])
-    assert seeds.main() == 3
+    assert stage_module("scripts/seeds.py")["main"]() == 3
     assert calls == [
         (profile.name, str(seed), str(folder)) for seed, folder in list(seeds.folders(profile).items())[:2]
     ]
+
+
+@pytest.mark.parametrize("script", ["seeds", "study", "results_table", "run_notebooks"])
+def test_unknown_profile_is_one_line_and_no_traceback(monkeypatch, capsys, script):
+    monkeypatch.setenv("RLHF_PROFILE", "nonsense")
+    monkeypatch.setattr("sys.argv", [script])
+    assert stage_module(f"scripts/{script}.py")["main"]() == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: unknown profile 'nonsense'") and "\n" not in error
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_the_parent_ends_its_child_too(tmp_path, sent):
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = (
+        "import os, sys\nfrom rlhf import runtime\n"
+        f"child = [sys.executable, '-c', {child!r}]\n"
+        "sys.exit(runtime.command_line(lambda: runtime.run_child(child, dict(os.environ))))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True, cwd=outputs.ROOT)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Interrupted. The same command, without FORCE, goes on" in error
+    with pytest.raises(ProcessLookupError):
+        runtime.os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -1,13 +1,19 @@
 """Rendering: the outputs of an executed notebook become those of the tracked one, or nothing is written."""
 
+import re
+
+from rlhf import outputs, report
+from rlhf.notebooks import rendering
+from rlhf.notebooks.rendering import clean_output, last_states, machine_paths
+from rlhf.notebooks.staleness import copy_of, key_of
 from rlhf.profiles import load_profile
+from rlhf.studies import seeds
 
 import nbformat
+import pandas as pd
 import pytest
-import render_notebooks
+from conftest import stage_module
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from render_notebooks import clean_output, last_states, machine_paths
-from run_notebooks import copy_of, fingerprint
 
 BAR = "\rtraining:  50%|█████     | 1/2 [00:01<00:01]\rtraining: 100%|██████████| 2/2 [00:02<00:00]\n"
 
@@ -26,24 +32,30 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
     for variable in ("MODEL", "DATASET", "MAX_STEPS", "SEED", "THREADS"):
         monkeypatch.delenv(f"RLHF_{variable}", raising=False)
+    monkeypatch.setattr(outputs, "REFERENCE", tmp_path / "results")
+    monkeypatch.setattr(report, "write_readme", lambda _: None)  # needs the CSVs of a whole run
     profile = load_profile("lab")
+    for folder in (outputs.evaluation_dir, outputs.plots_dir):
+        folder(profile).mkdir(parents=True)
+        folder(profile, outputs.REFERENCE).mkdir(parents=True)
 
     def render(tracked, executed, **run):
         path = tmp_path / "01_one" / "1_first.ipynb"
         path.parent.mkdir(exist_ok=True)
-        nbformat.write(tracked, path)
         if executed is not None:
+            nbformat.write(executed, path)  # as the notebook was when it ran
             executed.metadata["rlhf"] = {
                 "finished": True,
                 "seconds": 73.2,
-                "run": fingerprint(profile),
-                "device": "2 CPU cores",
+                "key": key_of(path, profile),
+                "hardware": "2 CPU cores",
                 "commit": "a" * 40,
                 **run,
             }
             copy_of(path, profile).parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(executed, copy_of(path, profile))
-        return render_notebooks.main(["--root", str(tmp_path)]), path
+        nbformat.write(tracked, path)
+        return stage_module("scripts/render_notebooks.py")["main"](["--root", str(tmp_path)]), path
 
     return render
 
@@ -76,8 +88,8 @@ def test_rendering_twice_gives_the_same_bytes(place):
     [
         (None, {}, "not been executed"),
         (notebook(), {"finished": False}, "not finished"),
-        (notebook(), {"run": "another"}, "other settings"),
-        (notebook(code=("a = 2", "print(a)")), {}, "code has changed"),
+        (notebook(), {"key": "another"}, "changed after it was executed"),
+        (notebook(code=("a = 2", "print(a)")), {"key": "of this code"}, "its code, a module"),
         (notebook(new_output("error", ename="E", evalue="", traceback=[])), {}, "cell 3 shows an error"),
         (notebook(new_output("stream", text="saved to /" + "home/someone/model\n")), {}, "machine path"),
         (notebook(new_output("stream", text="x" * 400_000)), {}, "more than 400 kB"),
@@ -104,7 +116,7 @@ def test_progress_bars_go_and_warnings_stay():
     assert stderr(BAR) is None
     assert stderr("Map: 12 examples [00:01, 10 examples/s]\n") is None
     assert stderr(f"{BAR}UserWarning: careful\n").text == "UserWarning: careful\n"
-    widget = new_output("display_data", data={render_notebooks.WIDGET: {"model_id": "x"}, "text/plain": "0%"})
+    widget = new_output("display_data", data={rendering.WIDGET: {"model_id": "x"}, "text/plain": "0%"})
     assert clean_output(widget, 1, {}) is None
 
 
@@ -129,3 +141,51 @@ def test_machine_paths_are_told_from_relative_ones_and_addresses_of_the_web():
         assert machine_paths(f"saved to /{path}") != []
     for text in ("outputs/tmp/x", "https://example.org/home/someone/x", "and/or", "~/x"):
         assert machine_paths(text) == []
+
+
+def test_results_become_what_the_run_made_and_keep_what_only_a_study_makes(place, tmp_path, capsys):
+    run, results = tmp_path / "outputs", tmp_path / "results"
+    for folder, name in ((run, "rouge.csv"), (results, "rouge.csv"), (results, "gone.csv"), (results, "judge.csv")):
+        (folder / "evaluation" / "lab" / name).write_text(folder.name)
+    (run / "plots" / "lab" / "paired.png").write_text("new")
+    (results / "plots" / "lab" / "judge.png").write_text("old")
+    (run / "evaluation" / "lab" / ".rouge.csv.lock").touch()
+    assert place(notebook(), notebook())[0] == 0
+    found = {path.relative_to(results).as_posix(): path.read_text() for path in results.rglob("*") if path.is_file()}
+    assert found == {
+        "evaluation/lab/rouge.csv": "outputs",
+        "evaluation/lab/judge.csv": "results",
+        "plots/lab/paired.png": "new",
+        "plots/lab/judge.png": "old",
+    }
+    printed = capsys.readouterr().out
+    assert "judge.csv: kept, of an earlier study" in printed and "gone.csv: deleted, no longer made" in printed
+
+
+def test_rows_of_other_seeds_stay_where_they_have_not_run_here(place, monkeypatch, capsys):
+    def rows(*of):
+        return pd.DataFrame({"seed": [seed for seed, _ in of], "mean": [mean for _, mean in of]})
+
+    profile, names = load_profile("lab"), ("seeds.csv", "paired.csv")
+    monkeypatch.setattr(seeds, "rows_of", lambda *_: dict.fromkeys(names, rows((0, 0.5))))
+    outputs.write_csv(profile, "paired.csv", rows((0, 0.5)))
+    for name in names:
+        outputs.write_csv(profile, name, rows((0, 0.1), (1, 0.2), (2, 0.3)), outputs.REFERENCE)
+    assert place(notebook(), notebook())[0] == 0
+    assert "paired.csv: rows of the seeds 1, 2 kept" in capsys.readouterr().out
+    for name in names:
+        table = outputs.read_csv(profile, name, outputs.REFERENCE)
+        pd.testing.assert_frame_equal(table, rows((0, 0.5), (1, 0.2), (2, 0.3)))
+
+
+def test_results_stay_where_nothing_is_rendered(place, tmp_path):
+    kept = tmp_path / "results" / "evaluation" / "lab" / "gone.csv"
+    kept.write_text("results")
+    assert place(notebook(), None)[0] == 1
+    assert kept.exists()
+
+
+def test_plots_that_are_kept_are_those_of_the_study_notebook():
+    code = (outputs.ROOT / "03_ppo_alignment" / "4_overoptimisation.ipynb").read_text(encoding="utf-8")
+    written = set(re.findall(r'write_figure\(profile, \\"(\w+)\.png', code))
+    assert written == set(rendering.STUDY_PLOTS)

@@ -1,0 +1,1 @@
+"""Executing the notebooks of the numbered folders, and rendering the tracked ones."""

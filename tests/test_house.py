@@ -1,0 +1,122 @@
+"""The plan of the package: imports go down, modules stay small, nothing is imported by path."""
+
+import ast
+import re
+import subprocess
+
+from rlhf.outputs import ROOT
+
+import pytest
+
+FLOORS = (
+    ("runtime", "outputs", "template", "registry", "download"),
+    ("profiles", "data", "lab"),
+    ("models", "generation", "metrics", "training"),
+    ("sft", "reward", "ppo"),
+    ("evaluation", "studies", "plots"),
+    ("hub", "chat", "demo", "notebooks", "report"),
+)
+FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+PACKAGE = ROOT / "rlhf"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imported(path):
+    """The modules of the package that a file imports, at its top or anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "rlhf"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rlhf":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found - {"rlhf"}
+
+
+def room(module):
+    return module.split(".")[1]
+
+
+def tracked(pattern=""):
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\0") if name and re.search(pattern, name) and (ROOT / name).exists()]
+
+
+def lines_of(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_every_room_has_a_floor_and_the_package_says_which():
+    rooms = {room(module) for module in MODULES if module != "rlhf"}
+    assert rooms == set(FLOOR_OF)
+    said = re.findall(r"^\d  (.+)$", (PACKAGE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [set(line.split(", ")) for line in said] == [set(floor) for floor in FLOORS]
+
+
+def test_no_module_imports_from_a_higher_floor():
+    up = [
+        (module, other)
+        for module, path in MODULES.items()
+        for other in imported(path)
+        if module != "rlhf" and FLOOR_OF[room(other)] > FLOOR_OF[room(module)]
+    ]
+    assert not up
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    arrows = {module: imported(path) for module, path in MODULES.items()}
+    done, active = set(), []
+
+    def visit(module):
+        assert module not in active, " -> ".join([*active[active.index(module) :], module])
+        if module in done:
+            return
+        active.append(module)
+        for other in sorted(arrows.get(module, ())):
+            visit(other)
+        active.pop()
+        done.add(module)
+
+    for module in sorted(arrows):
+        visit(module)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_module_is_longer_than_a_reader_holds_in_mind(module):
+    limit = 259 if module == "rlhf.ppo.algorithm" else 400
+    assert lines_of(MODULES[module]) <= limit
+
+
+def test_nothing_is_imported_by_path():
+    for name in tracked(r"\.(py|ipynb)$"):
+        if name.startswith("tests/"):
+            continue
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for way in ("sys.path", "importlib.util", "exec(", "runpy", "site.addsitedir", "PYTHONPATH"):
+            assert way not in text, (name, way)
+
+
+def test_numbered_folders_hold_notebooks_and_their_small_helpers():
+    helpers = {name for name in tracked(r"^0\d_") if not name.endswith(".ipynb")}
+    assert helpers == {
+        "01_supervised_finetuning/prepare_data.py",
+        "02_reward_modeling/data_pipeline.py",
+        "03_ppo_alignment/prepare_data.py",
+        "03_ppo_alignment/ppo_config.py",
+    }
+    for helper in helpers:
+        others = {folder for folder in ("01_", "02_", "03_") if not helper.startswith(folder)}
+        assert not any(folder in (ROOT / helper).read_text(encoding="utf-8") for folder in others)
+
+
+def test_scripts_are_thin():
+    for name in tracked(r"^scripts/.*\.py$"):
+        assert lines_of(ROOT / name) <= 70, name
+
+
+def test_the_code_stays_readable_in_an_evening_or_two():
+    code = [name for name in tracked(r"\.py$") if not name.startswith("tests/")]
+    assert sum(lines_of(ROOT / name) for name in code) <= 6_300
