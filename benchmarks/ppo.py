@@ -22,7 +22,7 @@ from rlhf.reward import scoring
 from rlhf.template import format_prompt
 
 from datasets import Dataset
-from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer, TrainerCallback
 
 # As published: 16 prompts an update, four passes; longer answers would only take longer.
 GPT2 = Settings(
@@ -75,7 +75,7 @@ def main() -> None:
     profile = load_profile("lab")
     set_up(profile)
     if options.gpt2:
-        tokenizer = AutoTokenizer.from_pretrained(options.gpt2)
+        tokenizer = GPT2Tokenizer.from_pretrained(options.gpt2, model_max_length=1024)
         tokenizer.add_special_tokens({"pad_token": models.PAD})
         settings, prompts = GPT2, list(data.load_preferences(profile)["train"]["prompt"])[:512]
     else:

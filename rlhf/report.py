@@ -96,7 +96,7 @@ def _seeds(profile: Profile, base: Path | None) -> list[str]:
         return []
     means, paired = outputs.read_csv(profile, "seeds.csv", base), outputs.read_csv(profile, "paired.csv", base)
     accuracy = means[means.model == "reward_model"].set_index("seed")
-    shown = list(itertools.product(("ppo", "ppo_scratch"), ("reward", "gold")))
+    shown = list(itertools.product(registry.ALIGNED_CANDIDATES, ("reward", "gold") if profile.lab else ("reward",)))
     rows = []
     for seed, model in accuracy.iterrows():
         row = [str(seed), f"{model['mean']:.3f} [{model.ci_low:.3f}, {model.ci_high:.3f}]"]

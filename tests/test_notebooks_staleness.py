@@ -40,6 +40,8 @@ def stale_after(package, change, profile):
         ("evaluation/probes.py", {"3_evaluation"}),
         ("profiles.py", set(NOTEBOOKS)),
         ("lab/world.toml", set(NOTEBOOKS)),
+        ("registry.toml", set(NOTEBOOKS)),
+        ("profiles.toml", set()),  # the settings of the run count, not those of other profiles
         ("hub/cards.py", set()),
         ("demo.py", set()),
     ],
@@ -57,7 +59,9 @@ def test_module_of_the_numbered_folder_counts(tmp_path):
 
 
 def test_what_only_jupyter_knows_is_no_code_to_parse(tmp_path):
-    assert imported_files("%matplotlib inline\n!ls\nx = 1", tmp_path) == set()
+    (tmp_path / "helper.py").write_text("x = 1\n")
+    assert imported_files("%matplotlib inline\n!ls\nimport helper", tmp_path) == {tmp_path / "helper.py"}
+    assert imported_files("this is no code", tmp_path) == set()
 
 
 def test_settings_count_and_threads_do_not(profile):

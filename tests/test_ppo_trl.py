@@ -175,7 +175,7 @@ def test_every_profile_has_ppo_settings_and_max_steps_cuts_them_short(profile):
         assert ppo_settings(longer) == settings
 
 
-def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tokenizer):
+def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tokenizer, monkeypatch):
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     sequences = torch.tensor([[9, 9, 5, 6, eos, pad], [9, 9, 5, eos, pad, pad], [9, 9, 5, 6, 7, 8]])
 
@@ -183,13 +183,20 @@ def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tok
         def generate(self, input_ids, **options):
             return SimpleNamespace(sequences=sequences, options=options)
 
-    policy = Policy()
-    with trl_stage.record_rollouts(policy, tokenizer) as rollouts:
-        generated = policy.generate(input_ids=sequences[:, :2], max_new_tokens=4)
-    assert torch.equal(generated.sequences, sequences) and generated.options == {"max_new_tokens": 4}
-    assert rollouts == [{"response_length": pytest.approx((3 + 2 + 4) / 3), "stop_rate": pytest.approx(2 / 3)}]
-    policy.generate(input_ids=sequences[:, :2])
-    assert len(rollouts) == 1
+    trainer = object.__new__(trl_stage.RecordingPPOTrainer)
+    trainer.policy_model, trainer.processing_class, trainer.args = Policy(), tokenizer, SimpleNamespace(seed=0)
+    seen = []
+
+    def train(self):
+        seen.append(self.policy_model.generate(input_ids=sequences[:, :2], max_new_tokens=4))
+
+    monkeypatch.setattr(trl_stage.PPOTrainer, "train", train)
+    trainer.train()
+    assert torch.equal(seen[0].sequences, sequences) and seen[0].options == {"max_new_tokens": 4}
+    expected = {"response_length": pytest.approx((3 + 2 + 4) / 3), "stop_rate": pytest.approx(2 / 3)}
+    assert trainer.rollouts == [expected]
+    trainer.policy_model.generate(input_ids=sequences[:, :2])
+    assert len(trainer.rollouts) == 1
 
 
 @pytest.fixture

@@ -69,3 +69,23 @@ def test_style_is_configured():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert config["tool"]["ruff"]["line-length"] == 120
     assert {"E", "F", "I", "B", "UP", "SIM", "N"} <= set(config["tool"]["ruff"]["lint"]["select"])
+
+
+def test_what_a_run_writes_is_ignored_and_the_committed_results_are_not():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git repository")
+    paths = ["outputs/evaluation/lab/rouge.csv", "outputs/.lock", "results/evaluation/lab/rouge.csv"]
+    command = ["git", "-C", ROOT, "check-ignore", "--no-index", *paths]
+    ignored = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    assert ignored == paths[:2]
+
+
+def test_forced_study_repeats_the_study_and_no_run():
+    command = ["make", "--dry-run", "study", "FORCE=1"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps = [line.replace(".venv/bin/python ", "") for line in printed.splitlines() if "scripts/" in line]
+    assert steps == [
+        "FORCE= scripts/seeds.py",
+        "scripts/study.py",
+        "FORCE= scripts/run_notebooks.py 4_overoptimisation",
+    ]

@@ -24,16 +24,11 @@ def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrain
     """A byte-level BPE like GPT-2's, with a pad token that is not the end-of-sequence token."""
     bpe = ByteLevelBPETokenizer()
     # The template is part of what is tokenised later, so its words should not fall apart into bytes.
-    bpe.train_from_iterator(
-        [*texts, *[TEMPLATE] * 100], vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(bpe.to_str()),
-        bos_token=EOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        model_max_length=context,
-    )
+    learnt = [*texts, *[TEMPLATE] * 100]
+    bpe.train_from_iterator(learnt, vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False)
+    trained = Tokenizer.from_str(bpe.to_str())
+    tokens = {"bos_token": EOS, "eos_token": EOS, "pad_token": PAD}
+    return PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=context, **tokens)
 
 
 def load_or_pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
@@ -43,7 +38,8 @@ def load_or_pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]
     """
     path = outputs.checkpoint_path(profile, "base")
     made_with = path / "lab.json"
-    settings = _fingerprint(profile)
+    settings = {"seed": profile.seed, "max_steps": profile.max_steps, **vars(profile.lab)}
+    del settings["pairs"]
     if made_with.exists() and json.loads(made_with.read_text(encoding="utf-8")) == settings:
         model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=CPU_ATTENTION)
         return model, AutoTokenizer.from_pretrained(path)
@@ -53,33 +49,16 @@ def load_or_pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]
     return model, tokenizer
 
 
-def _fingerprint(profile) -> dict:
-    lab = profile.lab
-    return {
-        "seed": profile.seed,
-        "max_steps": profile.max_steps,
-        **{k: v for k, v in vars(lab).items() if k != "pairs"},
-    }
-
-
 def _new_model(lab, tokenizer) -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=lab.context,
-            n_embd=lab.width,
-            n_layer=lab.layers,
-            n_head=lab.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's, computed in one step
-            attn_implementation=CPU_ATTENTION,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = GPT2Config(
+        **{"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad},
+        **{"n_positions": lab.context, "n_embd": lab.width, "n_layer": lab.layers, "n_head": lab.heads},
+        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        activation_function="gelu_pytorch_tanh",  # GPT-2's, computed in one step
+        attn_implementation=CPU_ATTENTION,
     )
+    return GPT2LMHeadModel(config)
 
 
 def pretrain(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:

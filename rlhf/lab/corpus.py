@@ -8,8 +8,7 @@ P(a preferred to b) = sigmoid((gold(a) - gold(b)) / RATER_TEMPERATURE).
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from rlhf.lab.gold import gold_score
 from rlhf.lab.world import POINTS, Activity, Question, capitalise, families, family_of, fill, phrases, questions
@@ -20,110 +19,59 @@ RATER_TEMPERATURE = 0.3
 SPLIT_SEED = 7  # of which combinations are held out; independent of the seed of a run
 HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form combinations
 
-# How often the second answer of a pair is of each kind. Most are the errors that fine-tuned answers still make: facts
-# said twice, out of order, left out, a stray sentence; easy ones would drown them.
-ERROR_KINDS = {
-    "off_topic": 0.06,
-    "wrong_object": 0.14,
-    "wrong_action": 0.10,
-    "mixed_up": 0.10,
-    "rambling": 0.04,
-    "evasive": 0.03,
-    "generic": 0.03,
-    "repetitive": 0.20,
-    "cut_off": 0.03,
-    "fewer_steps": 0.07,
-    "disordered": 0.07,
-    "weaker": 0.13,
-}
 
-# These are the good answer of the pair with one thing wrong: about something else, out of order, said twice, cut. The
-# opening, the markers, the tip stay, so style can't stand in for the error.
-SAME_FORM = (
-    "off_topic",
-    "wrong_object",
-    "wrong_action",
-    "mixed_up",
-    "repetitive",
-    "cut_off",
-    "fewer_steps",
-    "disordered",
-)
-
-
-def _points(rng: random.Random, question: Question, count: int, markers: bool, repeats: bool = False) -> list[str]:
+def _points(rng: random.Random, question: Question, count: int, markers: bool, repeats: bool) -> list[str]:
     """The sentences that carry the facts: steps in order, or reasons, mistakes or tools and a first step.
 
     With `repeats` one fact gives way to an earlier one, said again.
     """
-    activity, object_ = question.activity, question.object
-    steps = [step.format(o=object_) for step in activity.steps]
+    steps = [step.format(o=question.object) for step in question.activity.steps]
     field, complete = POINTS[question.kind]
-    if question.kind == "how":
-        chosen = [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
-        if repeats:
-            _repeat(chosen)
-        if not markers:
-            return [f"{capitalise(step)}." for step in chosen]
-        middle = [rng.choice(("Next,", "Then", "After that,")) for _ in chosen[2:]]
-        lead = ["First,", *middle, "Finally,"][: len(chosen)]
-        return [f"{word} {step}." for word, step in zip(lead, chosen, strict=True)]
-    chosen = rng.sample(getattr(activity, field), min(count, complete))
-    if repeats:
-        _repeat(chosen)
-    step = rng.choice(steps)
-    if question.kind == "need":
-        listed = ", ".join(chosen[:-1]) + " and " + chosen[-1] if len(chosen) > 1 else chosen[0]
-        return [f"You will want {listed}.", f"Then {step}."]
-    ending = " causes trouble" if question.kind == "avoid" else ""
-    if markers:
-        sentences = [
-            f"{word}, {point}{ending}." for word, point in zip(("First", "Second", "Third"), chosen, strict=False)
-        ]
+    how, avoid = question.kind == "how", question.kind == "avoid"
+    if how:
+        told = [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
     else:
-        sentences = [f"{capitalise(point)}{ending}." for point in chosen]
-    return [*sentences, f"Instead, {step}." if question.kind == "avoid" else f"A good start is to {step}."]
-
-
-def _repeat(facts: list[str]) -> None:
-    first, again = sorted(random.Random(" ".join(facts)).sample(range(len(facts)), 2))  # leaves the caller's generator
-    facts[again] = facts[first]
+        told = rng.sample(getattr(question.activity, field), min(count, complete))
+    if repeats:
+        first, again = sorted(random.Random(" ".join(told)).sample(range(len(told)), 2))  # leaves `rng` as it is
+        told[again] = told[first]
+    start = "" if how else rng.choice(steps)
+    if question.kind == "need":
+        listed = ", ".join(told[:-1]) + " and " + told[-1] if len(told) > 1 else told[0]
+        return [f"You will want {listed}.", f"Then {start}."]
+    facts = [f"{fact} causes trouble." if avoid else f"{fact}." for fact in told]
+    if markers:
+        later = [rng.choice(("Next,", "Then", "After that,")) for _ in told[2:]] if how else ["Third,"]
+        words = ["First,", *later, "Finally,"] if how else ["First,", "Second,", *later]
+        sentences = [f"{word} {fact}" for word, fact in zip(words, facts, strict=False)]
+    else:
+        sentences = [capitalise(fact) for fact in facts]
+    if how:
+        return sentences
+    return [*sentences, f"Instead, {start}." if avoid else f"A good start is to {start}."]
 
 
 def _answer(
-    rng: random.Random,
-    question: Question,
-    *,
-    activity: Activity | None = None,
-    object_: str | None = None,
-    condition: str | None = None,
-    disordered: bool = False,
-    fewest: bool = False,
-    repeats: bool = False,
+    rng: random.Random, question: Question, *, disordered: bool = False, fewest: bool = False, repeats: bool = False
 ) -> list[str]:
-    """The sentences of an answer to `question`, or to the same about another activity, object or condition.
+    """The sentences of an answer to `question`, whose condition counts only where its family has it.
 
     The better the answer (a random quality), the more points it makes, and the likelier a fitting tip and an answered
     condition are.
     """
-    activity, object_ = activity or question.activity, object_ or question.object
-    family = family_of(activity)
-    condition = condition or question.condition
-    condition = condition if condition in family.conditions else None
-    asked = Question("", activity, object_, question.kind, condition)
     quality = rng.random()
     count = rng.choice((2, 3, 3, 4) if quality < 0.6 else (3, 4, 4))
-    points = _points(rng, asked, 1 if fewest else count, rng.random() < 0.6, repeats)
+    points = _points(rng, question, 1 if fewest else count, rng.random() < 0.6, repeats)
     if disordered:
         plan = list(points)
         while points == plan:
             rng.shuffle(points)
-    answer = [fill(rng.choice(phrases()["openings"][asked.kind]), activity, object_), *points]
-    if condition and rng.random() < 0.15 + 0.65 * quality:
-        lead = phrases()["conditions"][condition]
-        sentence = f"{lead}, {rng.choice(family.conditions[condition])}."
+    answer = [_opening(rng, question), *points]
+    advice = family_of(question.activity).conditions.get(question.condition)
+    if advice and rng.random() < 0.15 + 0.65 * quality:
+        sentence = f"{phrases()['conditions'][question.condition]}, {rng.choice(advice)}."
         answer.insert(rng.choice((1, len(answer))), sentence)
-    return answer + _tip(rng, activity, quality)
+    return answer + _tip(rng, question.activity, quality)
 
 
 def _tip(rng: random.Random, activity: Activity, quality: float) -> list[str]:
@@ -134,37 +82,34 @@ def _opening(rng: random.Random, question: Question) -> str:
     return fill(rng.choice(phrases()["openings"][question.kind]), question.activity, question.object)
 
 
-def _about_other(rng: random.Random, question: Question, others: list[tuple[Activity, str]]) -> list[str]:
-    """An answer about one of `others`, never about a held-out combination: its answers are not shown in training."""
-    trained = combinations()["train"]
-    allowed = [
-        (activity, object_) for activity, object_ in others if (activity.verb, object_, question.kind) in trained
-    ]
-    activity, object_ = random.Random(question.text).choice(allowed)  # leaves `rng` as it is
-    return _answer(rng, question, activity=activity, object_=object_)
+def _about_other(rng: random.Random, question: Question, wanted) -> list[str]:
+    """An answer about another activity or object, as wanted(activity, object) says.
+
+    It is never about a held-out combination: its answers are not shown in training.
+    """
+    topics = [(a, o) for family in families() for a in family.activities for o in family.objects if wanted(a, o)]
+    trained = [(a, o) for a, o in topics if (a.verb, o, question.kind) in combinations()["train"]]
+    activity, object_ = random.Random(question.text).choice(trained)  # leaves `rng` as it is
+    return _answer(rng, question._replace(activity=activity, object=object_))
 
 
 def off_topic(rng, question):
-    own = family_of(question.activity)
-    others = [(a, o) for family in families() if family is not own for a in family.activities for o in family.objects]
-    return _about_other(rng, question, others)
+    return _about_other(rng, question, lambda a, _: a.family != question.activity.family)
 
 
 def wrong_object(rng, question):
-    objects = family_of(question.activity).objects
-    return _about_other(rng, question, [(question.activity, o) for o in objects if o != question.object])
+    return _about_other(rng, question, lambda a, o: a is question.activity and o != question.object)
 
 
 def wrong_action(rng, question):
-    activities = family_of(question.activity).activities
-    return _about_other(rng, question, [(a, question.object) for a in activities if a is not question.activity])
+    return _about_other(rng, question, lambda a, o: a is not question.activity and o == question.object)
 
 
 def _other_condition(rng, question):
     """The same answer under another condition; the right answer where the question has none."""
     others = [c for c in family_of(question.activity).conditions if c != question.condition]
     other = random.Random(question.text).choice(others)
-    return _answer(rng, question, condition=other if question.condition else None)
+    return _answer(rng, question._replace(condition=other) if question.condition else question)
 
 
 def mixed_up(rng, question):
@@ -197,9 +142,8 @@ def evasive(rng, question):
 def generic(rng, question):
     """What could be said of anything, with a tip as often as good answers have one."""
     sentences = rng.sample(phrases()["generic"], rng.choice((5, 6, 7)))
-    return [fill(sentence, question.activity, question.object) for sentence in sentences] + _tip(
-        rng, question.activity, rng.random()
-    )
+    filled = [fill(sentence, question.activity, question.object) for sentence in sentences]
+    return filled + _tip(rng, question.activity, rng.random())
 
 
 def repetitive(rng, question):
@@ -216,15 +160,6 @@ def cut_off(rng, question):
     return [" ".join(words[: int(len(words) * rng.uniform(0.55, 0.9))]).rstrip(".,")]
 
 
-def fewer_steps(rng, question):
-    return _answer(rng, question, fewest=True)
-
-
-def disordered(rng, question):
-    """Steps in a wrong order; only a how-question has an order to break."""
-    return _answer(rng, question, disordered=True)
-
-
 def weaker(rng, question):
     """Another good answer; most of them with a sentence of filler, so that the better one is not always longer."""
     answer = _answer(rng, question)
@@ -233,28 +168,32 @@ def weaker(rng, question):
     return answer
 
 
-_WRITERS: dict[str, Callable[[random.Random, Question], list[str]]] = {
-    writer.__name__: writer
-    for writer in (
-        off_topic,
-        wrong_object,
-        wrong_action,
-        mixed_up,
-        rambling,
-        evasive,
-        generic,
-        repetitive,
-        cut_off,
-        fewer_steps,
-        disordered,
-        weaker,
-    )
+# How often the second answer of a pair is of each kind, and what writes it. Most are the errors that fine-tuned answers
+# still make: facts said twice, out of order, left out, a stray sentence; easy ones would drown them.
+_KINDS = {
+    "off_topic": (0.06, off_topic),
+    "wrong_object": (0.14, wrong_object),
+    "wrong_action": (0.10, wrong_action),
+    "mixed_up": (0.10, mixed_up),
+    "rambling": (0.04, rambling),
+    "evasive": (0.03, evasive),
+    "generic": (0.03, generic),
+    "repetitive": (0.20, repetitive),
+    "cut_off": (0.03, cut_off),
+    "fewer_steps": (0.07, partial(_answer, fewest=True)),
+    "disordered": (0.07, partial(_answer, disordered=True)),  # only a how-question has an order to break
+    "weaker": (0.13, weaker),
 }
+ERROR_KINDS = {kind: share for kind, (share, _) in _KINDS.items()}
+# The others are the good answer of the pair with one thing wrong: about something else, out of order, said twice, cut.
+# The opening, the markers, the tip stay, so style can't stand in for the error.
+OTHER_FORM = ("rambling", "evasive", "generic", "weaker")
 
 
 def bad_answer(rng: random.Random, question: Question, kind: str) -> str:
     """An answer to `question` with an error of `kind`, one of ERROR_KINDS."""
-    return " ".join(_WRITERS[kind](rng, question))
+    _, write = _KINDS[kind]
+    return " ".join(write(rng, question))
 
 
 def _error_kind(rng: random.Random, question: Question) -> str:
@@ -311,22 +250,14 @@ def preference_table(split: str, size: int, seed: int) -> pd.DataFrame:
         while gold[0] == gold[1]:
             form = rng.random()
             first = good_answer(random.Random(form), question)
-            second = bad_answer(random.Random(form) if error in SAME_FORM else rng, question, error)
+            second = bad_answer(rng if error in OTHER_FORM else random.Random(form), question, error)
             gold = gold_score(question.text, first), gold_score(question.text, second)
+        sides = (first, gold[0]), (second, gold[1])
         prefers_first = rng.random() < 1 / (1 + math.exp((gold[1] - gold[0]) / RATER_TEMPERATURE))
-        chosen, rejected = (0, 1) if prefers_first else (1, 0)
-        rows.append(
-            {
-                "prompt": question.text,
-                "chosen": (first, second)[chosen],
-                "rejected": (first, second)[rejected],
-                "error": error,
-                "flipped": gold[chosen] < gold[rejected],
-                "gold_chosen": gold[chosen],
-                "gold_rejected": gold[rejected],
-            }
-        )
-    return pd.DataFrame(rows)
+        (chosen, more), (rejected, less) = sides if prefers_first else reversed(sides)
+        rows.append((question.text, chosen, rejected, error, more < less, more, less))
+    columns = ["prompt", "chosen", "rejected", "error", "flipped", "gold_chosen", "gold_rejected"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _question_list(rng, question):
@@ -362,9 +293,7 @@ def _notes(rng, question):
 
 
 def _lone_answer(rng, question):
-    if rng.random() < 0.5:
-        return good_answer(rng, question)
-    return bad_answer(rng, question, _error_kind(rng, question))
+    return good_answer(rng, question) if rng.random() < 0.5 else bad_answer(rng, question, _error_kind(rng, question))
 
 
 def _top_posted(rng, question):

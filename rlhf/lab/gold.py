@@ -5,11 +5,11 @@ filler, so broken text earns nothing. The weights put relevance first.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache, lru_cache
 from typing import NamedTuple
 
-from rlhf.lab.world import POINTS, Activity, Question, families, fill, normalise, parse_question, phrases
+from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases
 
 WEIGHTS = {
     "object": 1.5,  # relevance: about the thing asked for ...
@@ -38,116 +38,48 @@ class Fact(NamedTuple):
 @cache
 def _facts() -> dict[tuple[str, ...], list[tuple[tuple[str, ...], Fact]]]:
     """The words of each fact, by the first two of them; the object is one word, `@`."""
-    index: dict[tuple[str, ...], list[tuple[tuple[str, ...], Fact]]] = {}
-
-    def add(phrase: str, fact: Fact) -> None:
-        words = tuple(_OBJECT if word == "o" else word for word in normalise(phrase).split())
-        index.setdefault(words[:2], []).append((words, fact))
-
-    for family in families():
-        for condition, answers in family.conditions.items():
-            for i, phrase in enumerate(answers):
-                add(phrase, Fact(family.name, condition, i))
-        for activity in family.activities:
-            for field in ("steps", "reasons", "mistakes", "tools", "tips"):
-                for i, phrase in enumerate(getattr(activity, field)):
-                    add(phrase, Fact(activity.verb, field, i))
+    told = [(family.name, *of) for family in families() for of in family.conditions.items()]
+    told += [(a.verb, field, getattr(a, field)) for family in families() for a in family.activities for field in FACTS]
+    index = defaultdict(list)
+    for owner, field, said in told:
+        for i, phrase in enumerate(said):
+            words = tuple(_OBJECT if word == "o" else word for word in normalise(phrase).split())
+            index[words[:2]].append((words, Fact(owner, field, i)))
     return index
 
 
 @cache
-def _object_pattern() -> re.Pattern:
+def _patterns() -> tuple[re.Pattern, re.Pattern]:
+    """What finds an object, and the markers that a sentence begins with."""
     names = sorted((name for family in families() for name in family.objects), key=len, reverse=True)
-    return re.compile(r"\b(" + "|".join(names) + r")\b")
-
-
-@cache
-def _marker_pattern() -> re.Pattern:
-    return re.compile(r"^(?:(?:" + "|".join(phrases()["markers"]) + r")\b\s*)+")
+    objects, markers = "|".join(names), "|".join(phrases()["markers"])
+    return re.compile(rf"\b({objects})\b"), re.compile(rf"^(?:(?:{markers})\b\s*)+")
 
 
 @cache
 def _openings(activity: Activity, object_: str) -> frozenset[str]:
-    return frozenset(
-        _with_object(normalise(fill(pattern, activity, object_)))[0]
-        for patterns in phrases()["openings"].values()
-        for pattern in patterns
-    )
-
-
-def _with_object(text: str) -> tuple[str, list[str]]:
-    """Normalised text with each object replaced by `@`, and the objects that stood there."""
-    objects = _object_pattern().findall(text)
-    return _object_pattern().sub(_OBJECT, text), objects
-
-
-def _find_facts(core: str) -> list[Fact]:
-    words, index, found = core.split(), _facts(), []
-    for i in range(len(words)):
-        for phrase, fact in index.get(tuple(words[i : i + 2]), ()):
-            if tuple(words[i : i + len(phrase)]) == phrase:
-                found.append(fact)
-    return found
-
-
-def _has_loop(core: str) -> bool:
-    """Whether four words in a row stand twice in one sentence."""
-    words = core.split()
-    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return len(runs) != len(set(runs))
+    objects, _ = _patterns()
+    patterns = [pattern for of_kind in phrases()["openings"].values() for pattern in of_kind]
+    return frozenset(objects.sub(_OBJECT, normalise(fill(pattern, activity, object_))) for pattern in patterns)
 
 
 @lru_cache(maxsize=100_000)
 def _read(sentence: str) -> tuple[str, list[str], list[Fact], bool]:
-    """A normalised sentence without objects and markers, its objects and facts, and whether it loops.
+    """A normalised sentence with `@` for objects and without markers, its objects and facts, and whether it loops.
 
-    Answers share most of their sentences, so each is read once.
+    It loops where four words in a row stand in it twice. Answers share most of their sentences: each is read once.
     """
-    core, objects = _with_object(sentence)
-    core = _marker_pattern().sub("", core)
-    return core, objects, _find_facts(core), _has_loop(core)
-
-
-def _counts(question: Question, response: str) -> dict[str, float]:
-    """What the answer earns or costs of each weight, as a share or a count."""
-    verb, family = question.activity.verb, question.activity.family
-    field, complete = POINTS[question.kind]
-    sentences = [normalise(part) for part in re.split(r"(?<=[.!?])\s+|\n+", response)]
-    objects, points, own, foreign, filler, tips, conditions = [], [], 0, 0, 0, 0, 0
-    said = Counter()
-    loops = 0
-    for sentence in filter(None, sentences):
-        core, mentioned, facts, loop = _read(sentence)
-        objects += mentioned
-        said.update(facts or [core])
-        loops += loop
-        for fact in facts:
-            if fact.owner == verb:
-                own += 1
-                tips += fact.field == "tips"
-                if fact.field == field:
-                    points.append(fact.index)
-            elif fact.owner == family and fact.field == question.condition:
-                conditions += 1
-            else:
-                foreign += 1
-        if not facts and core not in _openings(question.activity, question.object):
-            filler += 1
-    other_objects = sum(name != question.object for name in objects)
-    first_places = list(dict.fromkeys(points))
-    in_order = first_places == sorted(first_places) or question.kind != "how"
-    return {
-        "object": objects.count(question.object) / len(objects) if objects else 0.0,
-        "activity": own / (own + foreign) if own else 0.0,
-        "completeness": min(len(first_places), complete) / complete,
-        "order": float(len(first_places) >= 2 and in_order),
-        "condition": float(conditions > 0),
-        "tip": float(tips > 0),
-        "ended": float(response.rstrip().endswith((".", "!", "?"))),
-        "repetition": sum(count - 1 for count in said.values()) + loops,
-        "filler": filler if said else _AT_MOST["filler"],
-        "foreign": foreign + other_objects,
-    }
+    objects, markers = _patterns()
+    core = markers.sub("", objects.sub(_OBJECT, sentence))
+    words, index = core.split(), _facts()
+    facts = [
+        fact
+        for i in range(len(words))
+        for phrase, fact in index.get(tuple(words[i : i + 2]), ())
+        if tuple(words[i : i + len(phrase)]) == phrase
+    ]
+    runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return core, objects.findall(sentence), facts, len(runs) != len(set(runs))
 
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:
@@ -155,8 +87,33 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
 
     Raises ValueError for a prompt that is no question of the lab world; any response is read.
     """
-    counts = _counts(parse_question(prompt), response)
-    return {part: weight * min(counts[part], _AT_MOST.get(part, 1)) for part, weight in WEIGHTS.items()}
+    question = parse_question(prompt)
+    activity = question.activity
+    field, complete = POINTS[question.kind]
+    sentences = [normalise(part) for part in re.split(r"(?<=[.!?])\s+|\n+", response)]
+    read = [_read(sentence) for sentence in sentences if sentence]
+    objects = [name for _, mentioned, _, _ in read for name in mentioned]
+    facts = [fact for _, _, found, _ in read for fact in found]
+    own = [fact for fact in facts if fact.owner == activity.verb]
+    met = sum(fact.owner == activity.family and fact.field == question.condition for fact in facts)
+    foreign = len(facts) - len(own) - met
+    points = list(dict.fromkeys(fact.index for fact in own if fact.field == field))
+    in_order = points == sorted(points) or question.kind != "how"
+    said = Counter(item for core, _, found, _ in read for item in found or [core])
+    openings = _openings(activity, question.object)
+    earned = {
+        "object": objects.count(question.object) / len(objects) if objects else 0.0,
+        "activity": len(own) / (len(own) + foreign) if own else 0.0,
+        "completeness": min(len(points), complete) / complete,
+        "order": float(len(points) >= 2 and in_order),
+        "condition": float(met > 0),
+        "tip": float(any(fact.field == "tips" for fact in own)),
+        "ended": float(response.rstrip().endswith((".", "!", "?"))),
+        "repetition": said.total() - len(said) + sum(loop for _, _, _, loop in read),
+        "filler": sum(not found and core not in openings for core, _, found, _ in read) if read else _AT_MOST["filler"],
+        "foreign": foreign + len(objects) - objects.count(question.object),
+    }
+    return {part: weight * min(earned[part], _AT_MOST.get(part, 1)) for part, weight in WEIGHTS.items()}
 
 
 def gold_score(prompt: str, response: str) -> float:

@@ -3,16 +3,16 @@
 import itertools
 import re
 import tomllib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 # Which of an activity's facts answer which kind of question, and how many of them make a complete answer.
 POINTS = {"how": ("steps", 4), "why": ("reasons", 3), "avoid": ("mistakes", 3), "need": ("tools", 3)}
+FACTS = ("steps", "reasons", "mistakes", "tools", "tips")  # of an activity
 
 
-@dataclass(frozen=True)
-class Activity:
+class Activity(NamedTuple):
     """Something that is done to each object of a family: its plan, and what else is true of it."""
 
     family: str
@@ -25,16 +25,14 @@ class Activity:
     tips: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     name: str
     objects: tuple[str, ...]
     conditions: dict[str, tuple[str, ...]]  # condition -> what to do under it
     activities: tuple[Activity, ...]
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A prompt and what it means. A combination is (activity, object, kind): what the splits keep apart."""
 
     text: str
@@ -48,36 +46,30 @@ class Question:
         return self.activity.verb, self.object, self.kind
 
 
+def _table(name: str) -> dict:
+    return tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+@cache
+def phrases() -> dict:
+    return _table("phrases.toml")
+
+
 @cache
 def families() -> tuple[Family, ...]:
-    tables = tomllib.loads((Path(__file__).parent / "world.toml").read_text(encoding="utf-8"))
-    return tuple(
-        Family(
-            name=name,
-            objects=tuple(table["objects"]),
-            conditions={key: tuple(phrases) for key, phrases in table["conditions"].items()},
-            activities=tuple(
-                Activity(
-                    family=name,
-                    verb=entry["verb"],
-                    gerund=entry["gerund"],
-                    **{field: tuple(entry[field]) for field in ("steps", "reasons", "mistakes", "tools", "tips")},
-                )
-                for entry in table["activities"]
-            ),
-        )
-        for name, table in tables.items()
-    )
+    found = []
+    for name, table in _table("world.toml").items():
+        activities = [
+            Activity(name, entry["verb"], entry["gerund"], *(tuple(entry[field]) for field in FACTS))
+            for entry in table["activities"]
+        ]
+        found.append(Family(name, tuple(table["objects"]), table["conditions"], tuple(activities)))
+    return tuple(found)
 
 
 @cache
 def family_of(activity: Activity) -> Family:
     return next(family for family in families() if family.name == activity.family)
-
-
-@cache
-def phrases() -> dict:
-    return tomllib.loads((Path(__file__).parent / "phrases.toml").read_text(encoding="utf-8"))
 
 
 def fill(pattern: str, activity: Activity, object_: str, condition: str | None = None) -> str:
@@ -98,14 +90,13 @@ def capitalise(text: str) -> str:
 @cache
 def questions() -> tuple[Question, ...]:
     """Every question of the world, in a fixed order."""
-    asked = []
-    for family in families():
-        for activity, object_, kind in itertools.product(family.activities, family.objects, POINTS):
-            for pattern in phrases()["questions"][kind]:
-                for condition in (None, *family.conditions) if "{condition}" in pattern else (None,):
-                    text = fill(pattern, activity, object_, condition)
-                    asked.append(Question(text, activity, object_, kind, condition))
-    return tuple(asked)
+    return tuple(
+        Question(fill(pattern, activity, object_, condition), activity, object_, kind, condition)
+        for family in families()
+        for activity, object_, kind in itertools.product(family.activities, family.objects, POINTS)
+        for pattern in phrases()["questions"][kind]
+        for condition in (None, *(family.conditions if "{condition}" in pattern else ()))
+    )
 
 
 def normalise(text: str) -> str:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from rlhf import outputs, runtime
-from rlhf.notebooks.staleness import copy_of, is_finished, key_of, name_of, settings_of
+from rlhf.notebooks.staleness import INPUTS, copy_of, is_finished, key_of, name_of, settings_of
 from rlhf.profiles import Profile, set_up
 
 import nbformat
@@ -63,18 +63,12 @@ def check_settings(profile: Profile) -> None:
 
 
 def start_over(profile: Profile) -> None:
-    """Delete all that a run of the profile wrote, and make it ready anew.
+    """Delete all that a run of the profile wrote, studies of it too, and make it ready anew.
 
-    Several notebooks add rows to one CSV, so old rows would stay.
+    Several notebooks add rows to one CSV, so old rows would stay. Runs with other seeds have outputs of their own.
     """
-    for folder in (
-        outputs.checkpoints_dir(profile),
-        outputs.logs_dir(profile),
-        outputs.notebooks_dir(profile),
-        outputs.evaluation_dir(profile),
-        outputs.plots_dir(profile),
-    ):
-        shutil.rmtree(folder, ignore_errors=True)
+    for kind in ("checkpoints", "logs", "notebooks", "evaluation", "plots"):
+        shutil.rmtree(outputs.root() / kind / profile.name, ignore_errors=True)
     set_up(profile)
 
 
@@ -114,13 +108,8 @@ def describe_run(profile: Profile, root: Path) -> dict:
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git": git_state(root),
         "settings": dataclasses.asdict(profile)
-        | {field: value and outputs.show_name(value) for field, value in local_paths(profile).items()},
+        | {field: outputs.show_name(value) for field in INPUTS if (value := getattr(profile, field))},
     }
-
-
-def local_paths(profile: Profile) -> dict[str, str | None]:
-    """The settings that may be a path on this machine."""
-    return {field: getattr(profile, field) for field in ("model", "dataset", "published")}
 
 
 def kernel_environment(profile: Profile) -> dict[str, str]:
@@ -143,7 +132,7 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
             "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         }
     else:  # a path relative to the caller's folder is absolute in the profile
-        environment |= {f"RLHF_{field.upper()}": value or "" for field, value in local_paths(profile).items()}
+        environment |= {f"RLHF_{field.upper()}": getattr(profile, field) or "" for field in INPUTS}
     return environment
 
 
@@ -304,7 +293,7 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
         f"seed {profile.seed}{limit}."
     )
     if not chosen:
-        print(f"All {len(notebooks)} notebooks have finished. `make run FORCE=1` starts over.")
+        print("All notebooks have finished, for the code, settings and data of now. `make run FORCE=1` starts over.")
         return 0
     first = notebooks.index(chosen[0])
     if first:

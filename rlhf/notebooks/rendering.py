@@ -27,7 +27,6 @@ MAX_BYTES = 400_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+ ?\w* \[\d+:\d+")
-STYLER_ID = re.compile(r"\bT_[0-9a-f]{5}")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 PATH_VALUE = re.compile(r"PosixPath\('[^']*'\)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -59,15 +58,11 @@ def texts_of(notebook: NotebookNode) -> list[tuple[int, str]]:
 
 def last_states(text: str) -> str:
     """The text as it looks in the end: no colours, and of a line that was rewritten only its last state."""
-
-    def last(line: str) -> str:
-        states = [state for state in line.split("\r") if state.strip()]
-        return states[-1] if states else ""
-
-    return "\n".join(map(last, ANSI.sub("", text).split("\n")))
+    lines = [line.split("\r") for line in ANSI.sub("", text).split("\n")]
+    return "\n".join(next((state for state in reversed(states) if state.strip()), "") for states in lines)
 
 
-def clean_output(output: NotebookNode, execution_count: int, styler_ids: dict[str, str]) -> NotebookNode | None:
+def clean_output(output: NotebookNode, execution_count: int) -> NotebookNode | None:
     """The output without what changes from run to run; None for progress bars and paths of written files."""
     output = copy.deepcopy(output)
     if output.output_type == "stream":
@@ -85,10 +80,7 @@ def clean_output(output: NotebookNode, execution_count: int, styler_ids: dict[st
         output.execution_count = execution_count
     for kind in ("text/plain", "text/html"):
         if kind in output.data:
-            text = ADDRESS.sub("", output.data[kind])
-            output.data[kind] = STYLER_ID.sub(
-                lambda found: styler_ids.setdefault(found.group(), f"T_{len(styler_ids):05d}"), text
-            )
+            output.data[kind] = ADDRESS.sub("", output.data[kind])
     return output
 
 
@@ -96,11 +88,10 @@ def render(tracked: NotebookNode, executed: NotebookNode, profile_name: str) -> 
     """The tracked notebook with the outputs of the executed one, which has the same code cells."""
     rendered = copy.deepcopy(tracked)
     rendered.metadata = NotebookNode(copy.deepcopy(METADATA))
-    styler_ids: dict[str, str] = {}
     code_cells = [cell for cell in rendered.cells if cell.cell_type == "code"]
     ran = [cell for cell in executed.cells if cell.cell_type == "code"]
     for number, (cell, source) in enumerate(zip(code_cells, ran, strict=True), start=1):
-        cleaned = [clean_output(output, number, styler_ids) for output in source.outputs]
+        cleaned = [clean_output(output, number) for output in source.outputs]
         cell.outputs = [output for output in cleaned if output is not None]
         cell.execution_count = number
     for cell in rendered.cells:

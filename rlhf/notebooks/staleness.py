@@ -16,7 +16,6 @@ from rlhf import outputs
 from rlhf.profiles import Profile
 
 import nbformat
-from nbformat import NotebookNode
 
 PACKAGE = Path(rlhf.__file__).parent
 INPUTS = ("model", "dataset", "published")  # settings that may be a local path; they count by what lies there
@@ -32,10 +31,6 @@ def copy_of(notebook: Path, profile: Profile) -> Path:
     return outputs.notebooks_dir(profile) / notebook.parent.name / notebook.name
 
 
-def code_of(notebook: NotebookNode) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def settings_of(profile: Profile) -> dict:
     """What makes two runs comparable: every setting but the number of threads, as JSON gives it back."""
     settings = json.loads(json.dumps(dataclasses.asdict(profile)))
@@ -45,7 +40,8 @@ def settings_of(profile: Profile) -> dict:
 
 def key_of(notebook: Path, profile: Profile, package: Path = PACKAGE) -> str:
     """A hash of all that the outputs of a notebook are made from, apart from the notebooks before it."""
-    code = "\n".join(code_of(nbformat.read(notebook, as_version=4)))
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     files = sorted(imported_files(code, notebook.parent, package))
     made_from = {
         "code": code,
@@ -76,15 +72,20 @@ def imported_files(code: str, folder: Path, package: Path = PACKAGE) -> set[Path
         new = {file for name in _names(waiting.pop()) for file in _files(name, folder, package)} - found
         found |= new
         waiting += [file.read_text(encoding="utf-8") for file in sorted(new)]
-    data = {file for module in found for file in module.parent.iterdir() if file.suffix in (".toml", ".md")}
-    return found | {file for file in data if file.is_relative_to(package)}
+    folders = {module.parent for module in found if module.is_relative_to(package)}
+    data = {file for path in folders for file in path.iterdir() if file.suffix in (".toml", ".md")}
+    return found | data - {package / "profiles.toml"}  # the settings count one by one
 
 
 def _names(code: str) -> set[str]:
     """The dotted names that Python code imports: of `from a import b` both a and a.b."""
     names = set()
     code = "\n".join(line for line in code.split("\n") if not line.startswith(("%", "!")))  # what only Jupyter knows
-    for node in ast.walk(ast.parse(code)):
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # which is shown when it is executed
+        return names
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

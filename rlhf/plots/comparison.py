@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 
 
 @style.draws("model metric mean ci_low ci_high")
-def model_metrics(
-    frame: pd.DataFrame, metrics: list[str], title: str, ylabel: str = "mean with 95 % interval"
-) -> Figure:
-    """Some metrics of all models."""
+def model_metrics(frame: pd.DataFrame, metrics: list[str], title: str, ylabel: str = "mean") -> Figure:
+    """Some metrics of all models, with their intervals."""
     frame = style.check(frame[frame.metric.isin(metrics)])
     figure, (axes,) = style.new_panels(title, 3.8)
     _metric_groups(axes, frame, metrics, style.series_of(frame.model))
@@ -61,6 +59,7 @@ def paired(frame: pd.DataFrame) -> Figure:
     pairs = [(m, a) for m in series for a in series if ((frame.model == m) & (frame.against == a)).any()]
     metrics = list(dict.fromkeys(frame.metric))
     columns = min(len(metrics), 3)
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # below a number, where it hides the zero line
     rows = math.ceil(len(metrics) / columns)
     title = "Difference between two models on the same prompts (95 % intervals)"
     figure, grid = style.new_panels(title, 1 + rows * (0.95 + 0.38 * len(pairs)), rows, columns, sharey=True)
@@ -72,7 +71,9 @@ def paired(frame: pd.DataFrame) -> Figure:
             if pair in here.index:
                 row = here.loc[[pair]]
                 style.points(axes, [place], row, "difference", across=True, **series[pair[0]])
-                _write_above(axes, row.difference.iloc[0], place)
+                text = f"{row.difference.iloc[0]:+.3g}".replace("-", "−")
+                at = {"xy": (row.difference.iloc[0], place), "xytext": (0, 7), "textcoords": "offset points"}
+                axes.annotate(text, **at, ha="center", bbox=ground)
         style.name_rows(axes, [f"{series[m]['label']} − {series[a]['label']}" for m, a in pairs])
         style.ticks(axes.xaxis, 4 if columns < 3 else 3)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.6g}".replace("-", "−"))
@@ -81,12 +82,6 @@ def paired(frame: pd.DataFrame) -> Figure:
     for axes in grid[len(metrics) :]:
         axes.remove()
     return figure
-
-
-def _write_above(axes, value: float, place: float) -> None:
-    text = f"{value:+.3g}".replace("-", "−")
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the zero line
-    axes.annotate(text, (value, place), xytext=(0, 7), textcoords="offset points", ha="center", bbox=ground)
 
 
 @style.draws("model metric mean ci_low ci_high")

@@ -97,7 +97,7 @@ def accuracy_slices(frame: pd.DataFrame, reference: float) -> Figure:
     axes.axvline(0.5, color=style.GREY, linestyle="--", linewidth=1.4, label="chance")
     axes.axvline(reference, color=style.BLACK, linestyle="--", linewidth=1.4, label=f"all pairs ({reference:.3f})")
     style.points(axes, np.arange(len(rows)), rows, across=True, color=style.BLUE, marker="o")
-    style.name_rows(axes, [f"{words(name)} (n = {n})" for name, n in zip(rows["slice"], rows.n, strict=True)])
+    style.name_rows(axes, [f"{style.words(name)} (n = {n})" for name, n in zip(rows["slice"], rows.n, strict=True)])
     style.label(axes, "accuracy (share of pairs)", "slice")
     return style.legend(figure)
 

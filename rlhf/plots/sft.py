@@ -105,7 +105,7 @@ def stop_and_length(stops: pd.DataFrame, lengths: pd.DataFrame) -> Figure:
         if len(rows):
             axes.stairs(*style.bins(rows, "tokens", width), fill=True, color=look["color"])
         style.ticks(axes.yaxis, 3, integer=True)
-        style.label(axes, "", "answers", f"length, {style['label']}")
+        style.label(axes, "", "answers", f"length, {look['label']}")
     panels[0].set_xlim(0, limit + width)
     panels[-1].set_xlabel("tokens (last bin: stopped by the limit)")
     return figure

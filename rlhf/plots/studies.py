@@ -1,4 +1,4 @@
-"""Figures of the studies over several seeds: over-optimisation, relevance, number of pairs, judges, distance from SFT."""
+"""Figures of the studies over several seeds: over-optimisation, relevance, data size, judges, distance from SFT."""
 
 import math
 
@@ -31,8 +31,7 @@ def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
         style.ticks(axes.xaxis, 4)
     for axes in grid[len(settings) :]:
         axes.remove()
-    _turn_legend(figure)
-    return figure
+    return _turn_legend(figure)
 
 
 @style.draws("method setting seed x proxy judge gold gold_unit")
@@ -52,8 +51,7 @@ def best_of_n(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
         axes.set_xticks(sorted(rows.x.unique()), [f"{n:g}" for n in sorted(rows.x.unique())])
         style.label(axes, "n", "", f"reward model on {setting}")
     panels[0].set_ylabel("SFT's deviations above n = 1")
-    _turn_legend(figure)
-    return figure
+    return _turn_legend(figure)
 
 
 def _from_start(frame: pd.DataFrame) -> pd.DataFrame:
@@ -87,10 +85,10 @@ def _three_scores(axes, rows: pd.DataFrame, turns: pd.DataFrame, x: str) -> None
             axes.plot(point[x], point.gold, "v", color=style.BLACK, markersize=8, zorder=5)
 
 
-def _turn_legend(figure) -> None:
+def _turn_legend(figure) -> Figure:
     handles, _ = figure.axes[0].get_legend_handles_labels()
     turn = Line2D([], [], color=style.BLACK, marker="v", markersize=8, linestyle="none", label="over-optimised after")
-    style.legend(figure, [*handles, turn], columns=4)
+    return style.legend(figure, [*handles, turn], columns=4)
 
 
 @style.draws("reward_model seed metric mean ci_low ci_high")
@@ -113,10 +111,8 @@ def relevance(frame: pd.DataFrame) -> Figure:
                 style.points(axes, np.arange(len(metrics)) + offset, rows, across=True, **look)
     left.axvline(0.5, color=style.BLACK, linewidth=0.8, linestyle=":", zorder=1.5)
     style.zero_line(right)
-    style.name_rows(
-        left, [m.removeprefix("accuracy").strip().replace("_", " ") or "all test pairs" for m in accuracies]
-    )
-    style.name_rows(right, [f"{m} score" if m == "gold" else m for m in changes])
+    style.name_rows(left, [style.words(m.removeprefix("accuracy").strip()) or "all test pairs" for m in accuracies])
+    style.name_rows(right, [style.words(m) for m in changes])
     for axes in (left, right):
         style.ticks(axes.xaxis, 3)
     style.label(left, "share right (dotted: chance)", "kind of error", "reward model on test pairs")
@@ -146,9 +142,8 @@ def judges(frame: pd.DataFrame) -> Figure:
     frame = style.check(frame[frame.metric.str.startswith("win_by_")])
     labels = {name: look["label"] for name, look in style.series_of(frame.model).items()}
     judged = [name for name in SCORES if f"win_by_{name}" in set(frame.metric)]
-    figure, (axes,) = style.new_panels(
-        "Share of prompts where a model beats SFT (each point a seed)", 1.4 + 0.5 * len(labels)
-    )
+    title = "Share of prompts where a model beats SFT (each point a seed)"
+    figure, (axes,) = style.new_panels(title, 1.4 + 0.5 * len(labels))
     for offset, name in zip(style.offsets(len(judged)), judged, strict=True):
         rows = frame[frame.metric == f"win_by_{name}"]
         places = rows.model.map({model: i for i, model in enumerate(labels)}) + offset
@@ -163,7 +158,7 @@ def judges(frame: pd.DataFrame) -> Figure:
 def frontier(frame: pd.DataFrame) -> Figure:
     """Reward and gold of every model against its KL from SFT; one point per seed, and a line for the best of n."""
     wide = frame.pivot_table(index=["model", "seed"], columns="metric", values="mean").reset_index()
-    wide = style.check(wide, "kl_from_sft reward").sort_values("kl_from_sft")
+    style.check(wide, "kl_from_sft reward")
     panels = {"reward": "proxy reward (SFT's deviations)", "gold": "gold score (points)"}
     panels = {metric: text for metric, text in panels.items() if metric in wide}
     figure, grid = style.new_panels("Reward and truth against the distance from SFT", 3.9, 1, len(panels))
@@ -171,7 +166,7 @@ def frontier(frame: pd.DataFrame) -> Figure:
     for axes, (metric, text) in zip(grid, panels.items(), strict=True):
         for rows, look in style.each_series(wide[~best], "model"):
             axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", **look)
-        for _, rows in wide[best].groupby("seed"):
+        for _, rows in wide[best].sort_values("kl_from_sft").groupby("seed"):
             axes.plot(rows.kl_from_sft, rows[metric], color=style.GREEN, marker="P", linewidth=0.8, label="best of n")
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xlim(left=-0.02)

@@ -44,10 +44,7 @@ METRICS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "gold": "gold score",
-    "kl": "KL (nats per answer)",
     "win_rate_vs_sft": "win rate against SFT",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
 }
 SHARES = (-0.03, 1.03)  # the whole axis: on a part of it, one answer in a hundred looks like a collapse
 
@@ -158,12 +155,13 @@ def label(axes, x: str, y: str, title: str = "") -> None:
     axes.set_title(title)
 
 
-def legend(figure, handles: list | None = None, columns: int = 5) -> None:
-    """One legend for all panels, below them: never over the data."""
+def legend(figure, handles: list | None = None, columns: int = 5) -> Figure:
+    """The figure with one legend for all panels, below them: never over the data."""
     if handles is None:
         found = [axes.get_legend_handles_labels() for axes in figure.axes]
         handles = list({text: handle for pair in found for handle, text in zip(*pair, strict=True)}.values())
     figure.legend(handles=handles, loc="outside lower center", borderaxespad=0.2, ncols=min(columns, len(handles)))
+    return figure
 
 
 def series_of(names) -> dict[str, dict]:

@@ -1,8 +1,5 @@
 """PPO by TRL 1.12.0, the last release that has it, with the project's settings and what its loop leaves out."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from rlhf import runtime
 from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
@@ -12,29 +9,8 @@ import pandas as pd
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
-@contextmanager
-def record_rollouts(policy, tokenizer) -> Iterator[list[dict[str, float]]]:
-    """While open, each micro-batch that `policy` generates adds its response_length (tokens) and stop_rate."""
-    rollouts: list[dict[str, float]] = []
-    generate = policy.generate
-
-    def recording_generate(*args, input_ids, **kwargs):
-        generated = generate(*args, input_ids=input_ids, **kwargs)
-        answers = generated.sequences[:, input_ids.shape[1] :]
-        ended = (answers == tokenizer.eos_token_id).any(dim=1)
-        lengths = (answers != tokenizer.pad_token_id).sum(dim=1)
-        rollouts.append({"response_length": lengths.float().mean().item(), "stop_rate": ended.float().mean().item()})
-        return generated
-
-    policy.generate = recording_generate
-    try:
-        yield rollouts
-    finally:
-        del policy.generate  # the method of the class shows again
-
-
 class RecordingPPOTrainer(StageTrainer, PPOTrainer):
-    """TRL's trainer, which also records each rollout's mean answer length and share of answers that ended.
+    """TRL's trainer, which also records the mean answer length (tokens) and the share of ended answers of each rollout.
 
     Its learning rate rises and stays as in the project's own trainer; with TRL's schedule the first update has rate 0.
     """
@@ -42,8 +18,23 @@ class RecordingPPOTrainer(StageTrainer, PPOTrainer):
     constant_rate = True
 
     def train(self) -> None:
-        with record_rollouts(self.policy_model, self.processing_class) as self.rollouts:
+        self.rollouts: list[dict[str, float]] = []
+        self.policy_model.generate = self._recording(self.policy_model.generate)
+        try:
             super().train()
+        finally:
+            del self.policy_model.generate  # the method of the class shows again
+
+    def _recording(self, generate):
+        def recording_generate(*args, input_ids, **kwargs):
+            generated = generate(*args, input_ids=input_ids, **kwargs)
+            answers = generated.sequences[:, input_ids.shape[1] :]
+            ended = (answers == self.processing_class.eos_token_id).any(dim=1).float().mean().item()
+            lengths = (answers != self.processing_class.pad_token_id).sum(dim=1).float().mean().item()
+            self.rollouts.append({"response_length": lengths, "stop_rate": ended})
+            return generated
+
+        return recording_generate
 
 
 def make_trainer(

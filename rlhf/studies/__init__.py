@@ -1,43 +1,48 @@
-"""Studies of a finished run, beyond what it evaluates: what 03_ppo_alignment/4_overoptimisation.ipynb draws.
-
-Each is a module that names its inputs and the CSVs that it writes (FILES), with a function run(study), which returns
-them as tables. A study whose last CSV has rows of the seed is done.
-"""
+"""Studies of a finished run, beyond what it evaluates: what 03_ppo_alignment/4_overoptimisation.ipynb draws."""
 
 import shutil
 import time
 
 from rlhf import outputs
 from rlhf.profiles import Profile
-from rlhf.studies import data_size, judge, overoptimisation, relevance
-from rlhf.studies.common import REWARD_MODELS, Study
 from rlhf.studies.seeds import read_csv
 
 import pandas as pd
 
-PARTS = (data_size, relevance, judge, overoptimisation)  # in the order in which they run
-FILES = tuple(name for part in PARTS for name in part.FILES)
+# All that the studies write. They are imported where they run: those who want the names alone need no models.
+FILES = ("data_size.csv", "relevance.csv", "judge.csv", "overoptimisation.csv", "turning_points.csv", "frontier.csv")
 
 
 def run(profile: Profile) -> None:
-    """The studies of the profile's seed that are not done, in the outputs folder that is set."""
+    """The studies of the profile's seed that are not done, in the outputs folder that is set.
+
+    A study is done whose last CSV has rows of the seed.
+    """
+    from rlhf.studies import common, overoptimisation, reward_models
+
+    parts = {
+        "data_size.csv": reward_models.data_size,
+        "relevance.csv": reward_models.relevance,
+        "judge.csv": reward_models.judge,
+        "frontier.csv": overoptimisation.run,
+    }
     study = None
-    for part in PARTS:
-        last = part.FILES[-1]
+    for last, part in parts.items():
         if (_read(profile, last).seed == profile.seed).any():
             print(f"seed {profile.seed}: {last} is there", flush=True)
             continue
         started = time.perf_counter()
-        study = study or Study(profile)
-        tables = part.run(study)
-        for name in part.FILES:
-            tables[name].insert(0, "seed", profile.seed)
-            outputs.merge_csv(profile, name, tables[name], key="seed")
+        study = study or common.Study(profile)
+        for name, table in part(study).items():
+            table.insert(0, "seed", profile.seed)
+            outputs.merge_csv(profile, name, table, key="seed")
         print(f"seed {profile.seed}: {last} after {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def forget(profile: Profile) -> None:
     """Delete what the studies of the profile's seed left: its rows of their CSVs, and their reward models."""
+    from rlhf.studies.common import REWARD_MODELS
+
     for name in FILES:
         table = _read(profile, name)
         others = table[table.seed != profile.seed]
@@ -67,7 +72,5 @@ def gather(profile: Profile, seeds: list[int]) -> None:
 
 def _read(profile: Profile, name: str) -> pd.DataFrame:
     """A CSV of the studies; no rows where there is none yet."""
-    try:
-        return outputs.read_csv(profile, name)
-    except FileNotFoundError:
-        return pd.DataFrame({"seed": []})
+    there = (outputs.evaluation_dir(profile) / name).exists()
+    return outputs.read_csv(profile, name) if there else pd.DataFrame({"seed": []})

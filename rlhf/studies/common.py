@@ -54,10 +54,8 @@ class Study:
     def kl(self, policy, answers: list[Answer]) -> np.ndarray:
         """log p(answer) - log p_SFT(answer) of a policy's own answers to the test prompts, in nats: (prompts,)."""
         options = {"batch_size": self.profile.decoding.batch_size, "temperature": self.profile.decoding.temperature}
-        own, sft = (
-            generation.answer_logprobs(model, self.tokenizer, self.prompts, answers, **options)
-            for model in (policy, self.sft)
-        )
+        arguments = self.tokenizer, self.prompts, answers
+        own, sft = (generation.answer_logprobs(model, *arguments, **options) for model in (policy, self.sft))
         return own - sft
 
     def part_of_pairs(self, share: float, skip: float = 0.0) -> Dataset:
@@ -67,10 +65,7 @@ class Study:
         return self.pairs["train"].select(order[first : first + max(1, round(share * len(order)))])
 
     def train_reward_model(self, name: str, pairs: Dataset, other_seed: int = 0, **changes) -> None:
-        """A reward model trained as the run's, on `pairs` and with `changes` of its settings.
-
-        It is saved as reward_model_<name>, and not trained again where that is there.
-        """
+        """Train reward_model_<name> as the run's, on `pairs` with `changes` of its settings, unless it is there."""
         if outputs.checkpoint_path(self.profile, f"reward_model_{name}").exists():
             return
         profile = dataclasses.replace(self.profile, reward=dataclasses.replace(self.profile.reward, **changes))
@@ -101,10 +96,9 @@ class Study:
 
 
 class Proxy:
-    """A reward model whose scores are given in standard deviations of the scores of SFT's answers, above their mean.
+    """A reward model, "final" or one of REWARD_MODELS, whose unit is the standard deviation of its scores of SFT.
 
-    `which` is the run's own ("final") or one that Study.train_reward_model made. Mean and deviation are those of SFT's
-    sampled answers to the test prompts.
+    Scores are given above the mean of SFT's; both are over SFT's sampled answers to the test prompts.
     """
 
     def __init__(self, study: Study, which: str):
@@ -121,10 +115,9 @@ class Proxy:
 
     def reward(self, prompts: list[str], responses: list[str], ended: list[bool]) -> np.ndarray:
         """The reward function of PPO: in the same unit, but at the level that the reward model has."""
-        size = self.study.profile.decoding.batch_size
-        return (
-            scoring.score(self.model, self.study.tokenizer, prompts, responses, ended, batch_size=size) / self.deviation
-        )
+        study = self.study
+        size = study.profile.decoding.batch_size
+        return scoring.score(self.model, study.tokenizer, prompts, responses, ended, batch_size=size) / self.deviation
 
     def correct(self) -> np.ndarray:
         """1 for each test pair of which it prefers the chosen answer, 0.5 for a tie, 0 elsewhere: (pairs,)."""

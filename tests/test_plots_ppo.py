@@ -1,0 +1,34 @@
+"""The figures of PPO's training show the numbers of their frames."""
+
+from rlhf.registry import MODELS
+
+import numpy as np
+import pytest
+from plot_examples import EXAMPLES, example, panels
+
+
+def test_ppo_curves_show_each_update_and_the_running_mean_of_five():
+    frame = EXAMPLES["ppo_curves"][0]
+    lines = panels(example("ppo_curves"))[1].lines
+    for (thin, thick), (model, rows) in zip((lines[:2], lines[2:]), frame.groupby("model"), strict=True):
+        np.testing.assert_allclose(thin.get_ydata(), rows.kl)
+        np.testing.assert_allclose(thick.get_ydata()[10], rows.kl[8:13].mean())
+        assert thick.get_color() == MODELS[model].colour
+    assert len(panels(example("ppo_curves"))[0].lines) == 8
+
+
+def test_clipped_objective_has_a_panel_for_each_sign_and_marks_the_range_that_still_earns():
+    first, second = panels(example("clipped_objective"))
+    for axes, sign in ((first, 1), (second, -1)):
+        assert axes.get_title(loc="left") == f"advantage {sign:+d}"
+        line = next(line for line in axes.lines if line.get_label().startswith("clipped"))
+        np.testing.assert_allclose(line.get_ydata()[-1], min(1.5 * sign, 1.2 * sign))
+        (span,) = axes.patches
+        assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((0.8, 1.2))
+
+
+def test_kl_estimators_mark_the_means_and_count_every_answer():
+    frame = EXAMPLES["kl_estimators"][0]
+    (axes,) = panels(example("kl_estimators"))
+    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([frame.k1.mean(), frame.k3.mean()])
+    assert sum(patch.get_height() for patch in axes.patches) == 2 * len(frame)
