@@ -96,9 +96,7 @@ def main() -> None:
         turns = Turns(mine)
         trl.add_callback(turns)
         trl.train()
-    print(
-        f"{settings.batch_size} answers an update, {options.pairs} pairs, {runtime.hardware()}, torch {torch.__version__}"
-    )
+    print(f"{settings.batch_size} answers an update, {options.pairs} pairs, {runtime.hardware()}")
     for name, seconds in (("ours", turns.ours[1:]), ("TRL", turns.theirs[1:])):
         each = statistics.median(seconds)
         print(f"{name:>5}: {settings.batch_size / each:.2f} answers/s, {each:.2f} s an update")

@@ -1,8 +1,8 @@
 """What is measured: ROUGE, intervals, paired differences, diversity, calibration, best of n, over-optimisation."""
 
 import math
+from collections import namedtuple
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,7 @@ from scipy.stats import spearmanr
 
 RESAMPLES = 2_000
 SUMMARY_COLUMNS = ["model", "metric", "mean", "ci_low", "ci_high", "n"]
-LEVEL = 0.95  # of every interval
-LIMITS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+LIMITS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of every interval
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -23,9 +22,8 @@ def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> 
     Raises ValueError for empty or unequal lists.
     """
     if len(predictions) != len(references) or not predictions:
-        raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} references; give equally many, and some."
-        )
+        found = f"{len(predictions)} predictions and {len(references)} references"
+        raise ValueError(f"{found}; give equally many, and some.")
     scorer = RougeScorer(ROUGE, use_stemmer=True)
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: np.array([score[name].fmeasure for score in scores]) for name in ROUGE}
@@ -47,8 +45,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
     """Mean of values - baseline, prompt by prompt, with its 95 % bootstrap interval.
 
-    Pairing takes out the spread between easy and hard prompts, which both models share. Raises ValueError for
-    unequal lengths.
+    Pairing takes out the spread between easy and hard prompts. Raises ValueError for unequal lengths.
     """
     if len(values) != len(baseline):
         raise ValueError(f"{len(values)} values against {len(baseline)}; a paired test needs both for every prompt.")
@@ -70,7 +67,7 @@ def summary_rows(model: str, measured: dict[str, Sequence[float]]) -> pd.DataFra
 def accuracy_row(table: pd.DataFrame) -> pd.DataFrame:
     """The accuracy on the test pairs that reward_model.csv (metric, value) holds, as summary_rows would give it."""
     value = table.set_index("metric").value
-    row = ("reward_model", "accuracy", value.accuracy, value.accuracy_ci_low, value.accuracy_ci_high)
+    row = ("reward_model", "accuracy", *value[["accuracy", "accuracy_ci_low", "accuracy_ci_high"]])
     return pd.DataFrame([(*row, int(value.test_pairs))], columns=SUMMARY_COLUMNS)
 
 
@@ -89,15 +86,12 @@ def paired_rows(measured: dict[str, dict[str, Sequence[float]]], against: str) -
 
 
 def sliced(values: Sequence[float], groups: pd.DataFrame) -> pd.DataFrame:
-    """Mean of `values` in each group of each column of `groups`, with its interval.
-
-    Columns: by, slice, mean, ci_low, ci_high, n.
-    """
+    """Mean of `values` in each group of each column of `groups`: by, slice, mean, ci_low, ci_high, n."""
     values = np.asarray(values, dtype=float)
     rows = [
         (by, name, *bootstrap_interval(values[members]), len(members))
         for by in groups.columns
-        for name, members in groups.reset_index(drop=True).groupby(by).groups.items()
+        for name, members in groups.groupby(by).indices.items()
     ]
     return pd.DataFrame(rows, columns=["by", "slice", "mean", "ci_low", "ci_high", "n"])
 
@@ -163,13 +157,11 @@ def best_of_n_kl(n: int) -> float:
 def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     """What the answer with the highest score among n is worth on average, for each prompt: (prompts,).
 
-    scores, values: (prompts, answers), of the same answers; n is at most their number. The mean is over all choices of
-    n of the answers, so it needs no further drawing: in rising order of score, answer i (from 0) is the best of
-    C(i, n - 1) of the C(answers, n) choices (Nakano et al. 2021, appendix I). Raises ValueError for shapes that
-    differ or an n that can't be drawn.
+    scores, values: (prompts, answers), of the same answers. The mean is over all choices of n of the answers: in rising
+    order of score, answer i (from 0) is the best of C(i, n - 1) of the C(answers, n) choices (Nakano et al. 2021,
+    appendix I). Raises ValueError for shapes that differ or an n that can't be drawn.
     """
-    scores, values = np.asarray(scores, dtype=float), np.asarray(values, dtype=float)
-    if scores.shape != values.shape or scores.ndim != 2:
+    if scores.shape != values.shape:
         raise ValueError(f"scores {scores.shape} and values {values.shape} must be of the same (prompts, answers).")
     answers = scores.shape[1]
     if not 1 <= n <= answers:
@@ -178,25 +170,19 @@ def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     return np.take_along_axis(values, np.argsort(scores, axis=1, kind="stable"), axis=1) @ weights
 
 
-class OverOptimisation(NamedTuple):
-    """Where the truth turns down while the proxy rises, and how sure that is."""
-
-    peak: int  # the point with the highest truth
-    end: int  # from there on, the point with the highest proxy
-    proxy: tuple[float, float, float]  # its change from peak to end, with its 95 % interval
-    truth: tuple[float, float, float]
-    found: bool  # the proxy's interval lies above zero and the truth's below
+OverOptimisation = namedtuple("OverOptimisation", "peak end proxy truth found")
 
 
 def over_optimisation(proxy: np.ndarray, truth: np.ndarray) -> OverOptimisation:
     """Whether the truth falls from its peak while the proxy goes on rising (Gao, Schulman and Hilton 2022).
 
-    proxy, truth: (points, prompts), of the answers to the same prompts at points of growing optimisation. The highest
-    of several noisy means is too high by chance, so peak and end are chosen on every other prompt, and the changes
-    between them are measured on the rest. Raises ValueError for shapes that differ or less than four prompts.
+    proxy, truth: (points, prompts), of the answers to the same prompts at points of growing optimisation. Returns peak,
+    the point with the highest truth; end, the point from there on with the highest proxy; the changes of both between
+    them with 95 % intervals; and found: the proxy's interval lies above zero and the truth's below. The highest of
+    several noisy means is too high by chance, so peak and end are chosen on every other prompt, and the changes are
+    measured on the rest. Raises ValueError for shapes that differ or less than four prompts.
     """
-    proxy, truth = np.asarray(proxy, dtype=float), np.asarray(truth, dtype=float)
-    if proxy.shape != truth.shape or proxy.ndim != 2 or proxy.shape[1] < 4:
+    if proxy.shape != truth.shape or proxy.shape[1] < 4:
         raise ValueError(f"proxy {proxy.shape} and truth {truth.shape} need the same points and four prompts or more.")
     peak = int(truth[:, ::2].mean(axis=1).argmax())
     end = peak + int(proxy[peak:, ::2].mean(axis=1).argmax())

@@ -39,7 +39,7 @@ def main() -> int:
                 studies.run(profile)
             return 0
         seeds = options.seeds or known
-        for seed in [] if options.gather else seeds:
+        for seed in () if options.gather else seeds:
             if status := run_script(profile, seed, "study.py", "--here"):
                 return status
         with outputs.run_lock():

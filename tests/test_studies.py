@@ -2,13 +2,14 @@
 
 import runpy
 import sys
-from types import SimpleNamespace
 
 from rlhf import outputs, studies
+from rlhf.studies import common, overoptimisation, reward_models
 from rlhf.studies.seeds import folders
 
 import pandas as pd
 import pytest
+from conftest import run_python
 
 
 def table(seeds, value="value"):
@@ -28,47 +29,54 @@ def read(profile, name=studies.FILES[0]):
 
 @pytest.fixture
 def parts(monkeypatch):
-    """Two studies, the second of which writes two files, in place of the real ones; returns the names of those run."""
+    """Studies that write at once what the real ones write, in place of those; returns the names of those run."""
     done = []
 
     def part(name, *files):
         made = {file: pd.DataFrame({"value": [f"new {file}"]}) for file in files}
-        return SimpleNamespace(
-            FILES=files, run=lambda study: done.append(name) or {f: t.copy() for f, t in made.items()}
-        )
+        return lambda study: done.append(name) or {file: table.copy() for file, table in made.items()}
 
-    monkeypatch.setattr(studies, "PARTS", (part("a", "a.csv"), part("b", "b.csv", "c.csv")))
-    monkeypatch.setattr(studies, "FILES", ("a.csv", "b.csv", "c.csv"))
-    monkeypatch.setattr(studies, "Study", lambda profile: None)
+    for name in ("data_size", "relevance", "judge"):
+        monkeypatch.setattr(reward_models, name, part(name, f"{name}.csv"))
+    monkeypatch.setattr(overoptimisation, "run", part("overoptimisation", *studies.FILES[3:]))
+    monkeypatch.setattr(common, "Study", lambda profile: object())
     return done
 
 
 def test_every_study_names_its_files_and_no_file_has_two_of_them():
     assert len(set(studies.FILES)) == len(studies.FILES) == 6
-    for part in studies.PARTS:
-        assert all(name in part.__doc__ for name in part.FILES) and "Inputs:" in part.__doc__
+    parts = (reward_models.data_size, reward_models.relevance, reward_models.judge, overoptimisation)
+    for part, files in zip(parts, [*([name] for name in studies.FILES[:3]), studies.FILES[3:]], strict=True):
+        assert all(name in part.__doc__ for name in files) and "Inputs:" in part.__doc__
     assert all((outputs.REFERENCE / "evaluation" / "lab" / name).exists() for name in studies.FILES)
 
 
+def test_names_of_the_files_are_known_without_the_models():
+    code = "import sys; from rlhf.studies import FILES; print({'rlhf.models', 'trl', 'peft'} & {*sys.modules})"
+    assert run_python(code).strip() == "set()"
+
+
 def test_study_that_is_done_for_this_seed_is_not_done_again(profile, parts):
-    outputs.write_csv(profile, "a.csv", table([profile.seed]))
-    outputs.write_csv(profile, "c.csv", table([profile.seed + 1]))  # gathered from another seed
+    outputs.write_csv(profile, "data_size.csv", table([profile.seed]))
+    outputs.write_csv(profile, "judge.csv", table([profile.seed + 1]))  # gathered from another seed
     studies.run(profile)
-    assert parts == ["b"]
-    assert read(profile, "b.csv").to_dict("list") == {"seed": [profile.seed], "value": ["new b.csv"]}
+    assert parts == ["relevance", "judge", "overoptimisation"]
+    assert read(profile, "relevance.csv").to_dict("list") == {"seed": [profile.seed], "value": ["new relevance.csv"]}
+    studies.run(profile)
+    assert len(parts) == 3 and all(profile.seed in read(profile, name).seed.tolist() for name in studies.FILES)
 
 
 def test_study_that_broke_off_between_its_files_is_done_again_and_leaves_each_row_once(profile, parts):
-    outputs.write_csv(profile, "b.csv", table([profile.seed, 7], "old"))
+    outputs.write_csv(profile, "turning_points.csv", table([profile.seed, 7], "old"))
     studies.run(profile)
-    assert parts == ["a", "b"]
-    assert read(profile, "b.csv").value.tolist() == ["old of 7", "new b.csv"]
+    assert parts == ["data_size", "relevance", "judge", "overoptimisation"]
+    assert read(profile, "turning_points.csv").value.tolist() == ["old of 7", "new turning_points.csv"]
 
 
 def test_run_keeps_the_rows_of_other_seeds(profile, parts):
-    outputs.write_csv(profile, "a.csv", table([1, 2]))
+    outputs.write_csv(profile, "judge.csv", table([1, 2]))
     studies.run(profile)
-    assert sorted(read(profile, "a.csv").seed) == [0, 1, 2]
+    assert sorted(read(profile, "judge.csv").seed) == [0, 1, 2]
 
 
 def test_what_is_forgotten_is_of_this_seed_and_of_the_studies_alone(profile):

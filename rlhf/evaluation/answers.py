@@ -31,20 +31,14 @@ def decode(profile: Profile, model, tokenizer, prompts: list[str], decoding: str
 
     Raises ValueError for any other decoding.
     """
-    settings = profile.decoding
-    if decoding == "beam":
-        options = {
-            "max_new_tokens": settings.beam_new_tokens,
-            "num_beams": settings.num_beams,
-            "repetition_penalty": settings.repetition_penalty,
-        }
-    elif decoding == "sample":
-        options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, "seed": profile.seed}
-    else:
+    if decoding not in DECODINGS:
         raise ValueError(f"decoding {decoding!r} is none of {', '.join(DECODINGS)}.")
-    return generation.generate_answers(
-        model, tokenizer, prompts, batch_size=settings.batch_size, description=decoding, **options
-    )
+    settings = profile.decoding
+    beam = {"num_beams": settings.num_beams, "repetition_penalty": settings.repetition_penalty}
+    sample = {"temperature": settings.temperature, "seed": profile.seed}
+    length, options = (settings.beam_new_tokens, beam) if decoding == "beam" else (settings.max_new_tokens, sample)
+    options |= {"max_new_tokens": length, "batch_size": settings.batch_size, "description": decoding}
+    return generation.generate_answers(model, tokenizer, prompts, **options)
 
 
 def draw(profile: Profile, model, tokenizer, prompts: list[str]) -> list[Answer]:
@@ -61,10 +55,9 @@ def per_prompt(values: Sequence[float]) -> np.ndarray:
 def evaluate_answers(
     profile: Profile, name: str, prompts: list[str], references: list[str], answers: dict[str, list[Answer]]
 ) -> None:
-    """Write what both decodings of a model give: its rows of rouge.csv and behaviour.csv, and predictions_<name>.json.
+    """Write a model's rows of rouge.csv and behaviour.csv, and its answers by beam search: predictions_<name>.json.
 
-    A metric without suffix is that of the published decoding; `_sample` marks sampling. Predictions are those of beam
-    search.
+    A metric without suffix is that of beam search, the published decoding; `_sample` marks sampling.
     """
     rouge, behaviour = {}, {}
     for decoding in DECODINGS:
@@ -89,7 +82,5 @@ def evaluate_answers(
 
 def evaluated_before(profile: Profile) -> set[str]:
     """The models that have rows in rouge.csv."""
-    try:
-        return set(outputs.read_csv(profile, "rouge.csv").model)
-    except FileNotFoundError:
-        return set()
+    there = (outputs.evaluation_dir(profile) / "rouge.csv").exists()
+    return set(outputs.read_csv(profile, "rouge.csv").model) if there else set()

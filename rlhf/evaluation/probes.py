@@ -27,9 +27,9 @@ PROBES = (
 def probe_rewards(profile: Profile, model, tokenizer, prompts: list[str], answers: list[str]) -> pd.DataFrame:
     """The reward of every probe, made of the chosen answer to each prompt and that to the prompt half the list away.
 
-    Columns: probe, tests, reward, ci_low, ci_high, beats_chosen (share of prompts where it scores higher than the
-    chosen answer; ties are half), gold (lab only), n. All probes end with EOS. Prompts whose longest probe doesn't fit
-    into the context are left out of all of them. Raises ValueError where none is left.
+    Columns: probe, tests, reward, ci_low, ci_high, beats_chosen (metrics.wins over the chosen answer), gold (lab only),
+    n. All probes end with EOS. Prompts whose longest probe doesn't fit into the context are left out of all of them.
+    Raises ValueError where none is left.
     """
     half = len(prompts) // 2
     others = [*answers[half:], *answers[:half]]
@@ -39,18 +39,16 @@ def probe_rewards(profile: Profile, model, tokenizer, prompts: list[str], answer
     kept = np.flatnonzero(lengths.max(axis=0) <= model.config.max_position_embeddings)
     if not len(kept):
         raise ValueError("no prompt's probes fit into the context; give shorter answers.")
-    asked = [prompts[i] for i in kept]
+    asked, size = [prompts[i] for i in kept], profile.decoding.batch_size
     rows, chosen = [], None
     for (name, tests, _), probe in zip(PROBES, texts, strict=True):
         given = [probe[i] for i in kept]
-        size = profile.decoding.batch_size
         scores = scoring.score(model, tokenizer, asked, given, [True] * len(given), batch_size=size)
         chosen = scores if chosen is None else chosen
-        gold = gold_table(profile, asked, given)
-        mean = np.nan if gold.empty else gold.gold.mean()
-        rows.append(
-            (name, tests, *metrics.bootstrap_interval(scores), metrics.wins(scores, chosen).mean(), mean, len(kept))
-        )
+        table = gold_table(profile, asked, given)
+        gold = np.nan if table.empty else table.gold.mean()
+        beats = metrics.wins(scores, chosen).mean()
+        rows.append((name, tests, *metrics.bootstrap_interval(scores), beats, gold, len(kept)))
     return pd.DataFrame(rows, columns=["probe", "tests", "reward", "ci_low", "ci_high", "beats_chosen", "gold", "n"])
 
 

@@ -11,13 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 PUBLISHED_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant: {response}"  # that the reward model was trained on, without EOS
 # GPT-2 (124M) on 1,658 test prompts; rewards are of the first 200 of them.
@@ -31,7 +25,7 @@ _ROWS = [(model, metric, value) for model, of in _RESULTS.items() for metric, va
 PUBLISHED = pd.DataFrame(_ROWS, columns=["model", "metric", "value"])
 
 
-def load_published_policy(folder: Path, stage: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_published_policy(folder: Path, stage: str):
     """A policy and its tokenizer out of a folder laid out as a published repository: <folder>/<stage>/.
 
     Its tokenizer may pad with EOS, as published ones do; for decoding that is no harm. Raises FileNotFoundError where
@@ -39,8 +33,7 @@ def load_published_policy(folder: Path, stage: str) -> tuple[PreTrainedModel, Pr
     """
     path = _stage(folder, stage)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     return model.to(runtime.device()).eval(), tokenizer
 
@@ -53,12 +46,10 @@ def load_published_reward(folder: Path, base: str) -> Callable[[list[str], list[
     by one and cut to the context from the end, as published. Raises FileNotFoundError where the adapter is missing.
     """
     path = _stage(folder, "reward_model_final")
-    has_tokenizer = (path / "tokenizer_config.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(path if has_tokenizer else base)
+    tokenizer = AutoTokenizer.from_pretrained(path if (path / "tokenizer_config.json").exists() else base)
     with runtime.isolated_generator(0):  # a head and adapters are drawn before the trained ones replace them
-        trunk = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=1, dtype=torch.float32, use_safetensors=True
-        )
+        options = {"num_labels": 1, "dtype": torch.float32, "use_safetensors": True}
+        trunk = AutoModelForSequenceClassification.from_pretrained(base, **options)
         model = PeftModel.from_pretrained(trunk, path).merge_and_unload().to(runtime.device()).eval()
     context = model.config.max_position_embeddings
 
@@ -86,8 +77,8 @@ def _stage(folder: Path, stage: str) -> Path:
 def evaluate_published(profile: Profile, folder: Path, prompts: list[str], references: list[str]) -> pd.DataFrame:
     """ROUGE (published decoding) and reward (sampled) of the policies of a published repository, by its reward model.
 
-    folder: laid out as the repository, with the adapter's base being the profile's model. Columns: model, metric, mean,
-    ci_low, ci_high, n. Raises FileNotFoundError for a stage that is missing.
+    folder: laid out as the repository, with the adapter's base being the profile's model. Returns the columns of
+    metrics.summary_rows. Raises FileNotFoundError for a stage that is missing.
     """
     reward = load_published_reward(folder, profile.model)
     tables = []

@@ -41,8 +41,9 @@ def _points(rng: random.Random, question: Question, count: int, markers: bool, r
         return [f"You will want {listed}.", f"Then {start}."]
     facts = [f"{fact} causes trouble." if avoid else f"{fact}." for fact in told]
     if markers:
-        later = [rng.choice(("Next,", "Then", "After that,")) for _ in told[2:]] if how else ["Third,"]
-        words = ["First,", *later, "Finally,"] if how else ["First,", "Second,", *later]
+        words = ["First,", "Second,", "Third,"]
+        if how:
+            words[1:] = [*(rng.choice(("Next,", "Then", "After that,")) for _ in told[2:]), "Finally,"]
         sentences = [f"{word} {fact}" for word, fact in zip(words, facts, strict=False)]
     else:
         sentences = [capitalise(fact) for fact in facts]

@@ -5,9 +5,8 @@ filler, so broken text earns nothing. The weights put relevance first.
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases
 
@@ -25,14 +24,9 @@ WEIGHTS = {
 }
 _AT_MOST = {"repetition": 3, "filler": 4, "foreign": 3}
 _OBJECT = "@"
-
-
-class Fact(NamedTuple):
-    """A phrase of world.toml: whose it is, and which."""
-
-    owner: str  # the verb of its activity, or the family for what is done under a condition
-    field: str  # steps, reasons, mistakes, tools, tips, or the condition itself
-    index: int
+# A phrase of world.toml. owner: the verb of its activity, or the family for what is done under a condition; field: one
+# of FACTS, or the condition itself; index: its place there.
+Fact = namedtuple("Fact", "owner field index")
 
 
 @cache

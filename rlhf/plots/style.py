@@ -44,6 +44,7 @@ METRICS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "gold": "gold score",
+    "kl": "KL (nats per answer)",
     "win_rate_vs_sft": "win rate against SFT",
 }
 SHARES = (-0.03, 1.03)  # the whole axis: on a part of it, one answer in a hundred looks like a collapse
@@ -93,10 +94,10 @@ class NotebookFigure(Figure):
 
 
 def draws(*columns: str):
-    """Make a function draw in STYLE, whatever matplotlib is set to, and check its frames before.
+    """Decorator: the function draws in STYLE, whatever matplotlib is set to, once its frames are checked.
 
-    columns: what the function's first arguments, its frames, must have: a string of names for each of them. ValueError
-    names the figure, and the column that a frame lacks or that it has no rows.
+    columns: the columns that the function's first arguments, its frames, must have, as one string for each frame.
+    Every ValueError names the figure: that of a missing column, of a frame without rows, and the function's own.
     """
 
     def decorate(draw):
