@@ -1,4 +1,4 @@
-"""The gold judge against answers whose every part is computed by hand."""
+"""The gold score of answers whose every part is computed by hand."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The gold judge: how good an answer really is, by rules over the facts of the lab world.
+"""The gold score: how good an answer really is, by rules over the facts of the lab world.
 
 It is the truth that a reward model only approximates. It reads any text: what it can't match to a fact counts as
 filler, so broken text earns nothing. The weights put relevance first.

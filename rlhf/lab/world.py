@@ -114,7 +114,7 @@ def parse_question(prompt: str) -> Question:
     question = _questions_by_text().get(normalise(prompt))
     if question is None:
         raise ValueError(
-            f"{prompt[:80]!r} is not a question of the lab world; the gold judge knows only prompts that "
+            f"{prompt[:80]!r} is not a question of the lab world; the gold score knows only prompts that "
             f"rlhf.lab generates (load_preferences with the lab or smoke profile)."
         )
     return question
