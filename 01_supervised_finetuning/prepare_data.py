@@ -17,15 +17,12 @@ def get_sft_datasets(profile: Profile) -> DatasetDict:
     A prompt with several pairs gives one example per distinct chosen answer. Examples longer than the profile's
     max_length are counted and left out. Needs the tokenizer of checkpoints/<profile>/base.
     """
-    tokenizer = load_tokenizer(profile)
-    splits = {}
+    tokenizer, splits = load_tokenizer(profile), DatasetDict()
     for split, rows in load_preferences(profile).items():
         fitting = drop_too_long(rows, tokenizer, profile.sft.max_length, ("chosen",), f"{split} examples")
-        texts = zip(fitting["prompt"], fitting["chosen"], strict=True)
-        pairs = dict.fromkeys((format_prompt(prompt), format_response(chosen)) for prompt, chosen in texts)
-        prompts, completions = zip(*pairs, strict=True)
-        splits[split] = Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
-    return DatasetDict(splits)
+        texts = zip(map(format_prompt, fitting["prompt"]), map(format_response, fitting["chosen"]), strict=True)
+        splits[split] = Dataset.from_list([{"prompt": p, "completion": c} for p, c in dict.fromkeys(texts)])
+    return splits
 
 
 def length_histogram(profile: Profile, tokenizer, rows: Dataset) -> pd.DataFrame:

@@ -24,15 +24,10 @@ def by_error(profile: Profile, pairs: Dataset) -> pd.DataFrame:
 
     The last two are the share of pairs in which that rule picks the chosen answer; gold_agreement is NaN for real data.
     """
-    table = pd.DataFrame(
-        {
-            "error": error_kinds(profile, pairs),
-            "length_rule": length_rule(pairs["chosen"], pairs["rejected"]),
-            "gold_agreement": gold_agreement(profile, pairs),
-        }
-    )
-    kinds = table.groupby("error").agg(
-        n=("error", "size"), length_rule=("length_rule", "mean"), gold_agreement=("gold_agreement", "mean")
-    )
-    kinds.insert(0, "share", kinds.n / len(table))
-    return kinds.reset_index()
+    by_length, by_gold = length_rule(pairs["chosen"], pairs["rejected"]), gold_agreement(profile, pairs)
+    columns = {"error": error_kinds(profile, pairs), "length_rule": by_length, "gold_agreement": by_gold}
+    groups = pd.DataFrame(columns).groupby("error")
+    table = groups.mean()
+    table.insert(0, "n", groups.size())
+    table.insert(0, "share", table.n / len(pairs))
+    return table.reset_index()

@@ -9,9 +9,9 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from threading import Event
 
@@ -20,7 +20,6 @@ from rlhf.profiles import Profile, load_profile, set_up
 from rlhf.reward.scoring import score
 from rlhf.template import format_prompt
 
-import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 POLICIES = {"base": "base", "sft": "sft_full", "ppo": "ppo_aligned"}  # the registry's key of each command
@@ -42,31 +41,25 @@ def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: f
         raise ValueError("the question is empty; ask something.")
     encoded = tokenizer(format_prompt(prompt), return_tensors="pt", truncation=False, verbose=False).to(model.device)
     room = model.config.max_position_embeddings - max_new_tokens
-    if encoded["input_ids"].shape[1] > room:
-        raise ValueError(
-            f"the question takes {encoded['input_ids'].shape[1]} tokens, more than the {room} that leave room for an "
-            f"answer; shorten it."
-        )
+    length = encoded["input_ids"].shape[1]
+    if length > room:
+        raise ValueError(f"the question has {length} tokens, and at most {room} leave room for an answer; shorten it.")
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     streamer, stop = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
-
-    def is_stopped(input_ids, scores, **_) -> torch.Tensor:
-        return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
 
     def write() -> int:
         """The last token."""
         try:
-            rows = model.generate(
+            return model.generate(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([is_stopped]),
+                stopping_criteria=StoppingCriteriaList([lambda *_, **__: stop.is_set()]),
                 **sampling,
-            )
-            return rows[0, -1].item()
+            )[0, -1].item()
         finally:
             streamer.end()  # after an error too, or its reader would wait for ever
 
@@ -99,13 +92,12 @@ class Chat:
         self.options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
         self.question, self.last, self.ended = "", "", False
 
-    def ask(self, question: str) -> str:
-        """Write the answer as it comes; Ctrl-C ends it. Returns what was written."""
+    def ask(self, question: str) -> None:
+        """Write the answer as it comes; Ctrl-C ends it."""
         pieces, self.ended = [], False
 
-        def read() -> Iterator[str]:
-            policy = self.policy(self.model)
-            self.ended = yield from stream(policy, self.tokenizer, question, **self.options)
+        def read() -> Generator[str, None, None]:
+            self.ended = yield from stream(self.policy(self.model), self.tokenizer, question, **self.options)
 
         try:
             for piece in read():
@@ -115,7 +107,6 @@ class Chat:
             self.write(" [stopped]")
         self.write("\n")
         self.question, self.last = question, "".join(pieces).strip()
-        return self.last
 
     def compare(self) -> None:
         """The last question, answered by all in columns, one below the other where the terminal is narrow.
@@ -124,17 +115,15 @@ class Chat:
         """
         texts = {}
         try:
-            for model in POLICIES:
-                self.write(f"\r{model} answers ...")
-                texts[model] = "".join(stream(self.policy(model), self.tokenizer, self.question, **self.options))
+            for name in POLICIES:
+                self.write(f"\r{name} answers ...")
+                texts[name] = "".join(stream(self.policy(name), self.tokenizer, self.question, **self.options)).strip()
         except KeyboardInterrupt:
             self.write(" [stopped]\n")
             return
         width = shutil.get_terminal_size().columns
-        rows = [list(texts)] if width >= 80 else [[model] for model in texts]
-        self.write("\r" + " " * 20 + "\r")
-        for models_of_row in rows:
-            self.write(in_columns({model: texts[model].strip() for model in models_of_row}, width) + "\n")
+        rows = [texts] if width >= 80 else [{name: text} for name, text in texts.items()]
+        self.write("\r" + " " * 20 + "\r" + "".join(in_columns(row, width) + "\n" for row in rows))
 
     def reward(self) -> float:
         """As the evaluation scores it: with EOS only where the model ended the answer."""
@@ -142,38 +131,34 @@ class Chat:
 
     def command(self, line: str) -> bool:
         """Carry out a line; False ends the session."""
-        name = line.strip()
-        if name in ("/quit", "/exit"):
+        line = line.strip()
+        if line in ("/quit", "/exit"):
             return False
-        if name.removeprefix("/") in POLICIES and name.startswith("/"):
-            self.model = name[1:]
-            self.policy(self.model)
+        if line.startswith("/") and line[1:] in POLICIES:
+            self.policy(line[1:])  # raises where it has not been trained: then the answers go on as before
+            self.model = line[1:]
             self.write(f"{self.model} answers now.\n")
-        elif name in ("/compare", "/reward") and not self.question:
+        elif line in ("/compare", "/reward") and not self.question:
             self.write("Ask something first.\n")
-        elif name == "/compare":
+        elif line == "/compare":
             self.compare()
-        elif name == "/reward":
+        elif line == "/reward":
             self.write(f"reward {self.reward():+.2f} (logits)\n")
-        elif name.startswith("/"):
+        elif line.startswith("/"):
             self.write(HELP + "\n")
-        elif name:
-            self.ask(name)
+        elif line:
+            self.ask(line)
         return True
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 2 where it can't start or answer."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf.chat", description="A terminal chat with the policies of a run."
-    )
+    description = "A terminal chat with the policies of a run."
+    parser = argparse.ArgumentParser(prog="python -m rlhf.chat", description=description)
     parser.add_argument("--model", choices=tuple(POLICIES), default="ppo", help="who answers first (default: ppo)")
     parser.add_argument("--once", metavar="PROMPT", help="answer this one prompt and leave")
     options = parser.parse_args(arguments)
-
-    def write(text: str) -> None:
-        print(text, end="", flush=True)
-
+    write = partial(print, end="", flush=True)
     try:
         profile = load_profile()
         set_up(profile)
@@ -186,21 +171,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write(f"{options.model} of the {profile.name} profile answers. /help lists the commands.\n")
-    going = True
-    while going:
+    while True:
         try:
-            going = chat.command(input(f"{chat.model}> "))
-        except ValueError as error:
+            if not chat.command(input(f"{chat.model}> ")):
+                return 0
+        except (ValueError, OSError) as error:  # a question that is too long, a model that has not been trained
             write(f"{error}\n")
-        except OSError as error:  # a model that has not been trained
-            write(f"{error}\n")
-            chat.model = options.model
         except KeyboardInterrupt:
             write("\n(/quit leaves)\n")
         except EOFError:
             write("\n")
-            going = False
-    return 0
+            return 0
 
 
 if __name__ == "__main__":

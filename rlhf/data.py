@@ -16,9 +16,11 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 COLUMNS = ["prompt", "chosen", "rejected"]
+SPLITS = ("train", "validation", "test")
 # train_test_split(test_size=0.05, seed=42) of the raw rows gives the published 1,658 test rows of 33,143.
 TEST_SHARE, SPLIT_SEED = 0.05, 42
 VALIDATION_SHARE = 0.03
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
 def first_sentence(text: str) -> str:
@@ -38,47 +40,37 @@ def load_preferences(profile: Profile) -> DatasetDict:
     ConnectionError where a Hub data set can't be reached.
     """
     if profile.lab:
-        tables = {split: _lab_table(profile, split) for split in ("train", "validation", "test")}
-        splits = {split: Dataset.from_pandas(table[COLUMNS], preserve_index=False) for split, table in tables.items()}
+        tables = {split: _lab_table(profile, split)[COLUMNS] for split in SPLITS}
+        splits = {split: Dataset.from_pandas(table, preserve_index=False) for split, table in tables.items()}
     else:
         splits = _split_rows(_load_rows(profile.dataset))
     return _clean(splits, profile.dataset)
 
 
-def _lab_table(profile: Profile, split: str):
-    size = dict(zip(("train", "validation", "test"), profile.lab.pairs, strict=True))[split]
-    return corpus.preference_table(split, size, profile.seed)
+def _lab_table(profile: Profile, split: str) -> pd.DataFrame:
+    return corpus.preference_table(split, profile.lab.pairs[SPLITS.index(split)], profile.seed)
 
 
 def error_kinds(profile: Profile, rows: Dataset) -> list[str]:
     """The kind of error in the worse answer of each row: known for the lab corpus, "unlabelled" for real data."""
     if not profile.lab:
         return ["unlabelled"] * len(rows)
-    tables = pd.concat(_lab_table(profile, split) for split in ("train", "validation", "test"))
+    tables = pd.concat(_lab_table(profile, split) for split in SPLITS)
     known = dict(zip(zip(tables.prompt, tables.chosen, strict=True), tables.error, strict=True))
     return [known[pair] for pair in zip(rows["prompt"], rows["chosen"], strict=True)]
 
 
-_READERS = {
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".parquet": ("parquet", {}),
-}
-
-
 def _load_local(path: Path):
     """A folder made by save_to_disk, a folder of data files, or one file. Raises ValueError where it can't be read."""
-    if path.is_file() and path.suffix not in _READERS:
-        raise ValueError(f"data file {path.name!r} has none of the endings {', '.join(_READERS)}; convert it to one.")
+    if path.is_file() and path.suffix not in READERS:
+        raise ValueError(f"data file {path.name!r} has none of the endings {', '.join(READERS)}; convert it to one.")
     try:
         if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
             return datasets.load_from_disk(str(path))
         if path.is_dir():
             return datasets.load_dataset(str(path))
-        kind, options = _READERS[path.suffix]
-        return datasets.load_dataset(kind, data_files=str(path), **options)
+        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        return datasets.load_dataset(READERS[path.suffix], data_files=str(path), **options)
     except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"data set {path.name!r} can't be read ({type(error).__name__}: {str(error).splitlines()[:1]}); "
@@ -99,14 +91,10 @@ def _load_rows(name: str) -> Dataset:
             ) from error
     loaded = _load_local(path)
     if isinstance(loaded, DatasetDict):
-        split = "train" if "train" in loaded else next(iter(loaded))
-        loaded = loaded[split]
-    missing = [column for column in COLUMNS if column not in loaded.column_names]
-    if missing:
-        raise ValueError(
-            f"column {missing[0]!r} is not in data set {name!r} (found: {loaded.column_names}); "
-            f"rename its columns to {', '.join(COLUMNS)}."
-        )
+        loaded = loaded["train" if "train" in loaded else next(iter(loaded))]
+    found = loaded.column_names
+    if missing := [column for column in COLUMNS if column not in found]:
+        raise ValueError(f"column {missing[0]!r} is not in data set {name!r} (found: {found}); rename one of those.")
     return loaded.select_columns(COLUMNS)
 
 
@@ -125,51 +113,52 @@ def _clean(splits: dict[str, Dataset], name: str) -> DatasetDict:
     counts = dict.fromkeys(("empty or not text", "chosen equals rejected", "duplicate pair", "prompt held out"), 0)
     held_out: set[str] = set()
     cleaned = {}
-    for split in ("test", "validation", "train"):
-        seen, kept = set(), {column: [] for column in COLUMNS}
+    for split in reversed(SPLITS):
+        kept = {}  # by what makes two pairs the same
         for values in zip(*(splits[split][column] for column in COLUMNS), strict=True):
             if not all(isinstance(value, str) and value.strip() for value in values):
                 counts["empty or not text"] += 1
                 continue
-            prompt, chosen, rejected = (value.strip() for value in values)
-            key = normalise_prompt(prompt)
+            prompt, chosen, rejected = row = [value.strip() for value in values]
+            key = (normalise_prompt(prompt), chosen, rejected)
             if chosen == rejected:
                 counts["chosen equals rejected"] += 1
-            elif (key, chosen, rejected) in seen:
+            elif key in kept:
                 counts["duplicate pair"] += 1
-            elif key in held_out:
+            elif key[0] in held_out:
                 counts["prompt held out"] += 1
             else:
-                seen.add((key, chosen, rejected))
-                for column, value in zip(COLUMNS, (prompt, chosen, rejected), strict=True):
-                    kept[column].append(value)
-        if not kept["prompt"]:
+                kept[key] = dict(zip(COLUMNS, row, strict=True))
+        if not kept:
             raise ValueError(f"no usable {split} row is left of data set {name!r} (dropped: {counts}); check the data.")
-        held_out |= {normalise_prompt(prompt) for prompt in kept["prompt"]}
-        cleaned[split] = Dataset.from_dict(kept)
-    sizes = ", ".join(f"{split} {len(cleaned[split]):,}" for split in ("train", "validation", "test"))
+        held_out |= {prompt for prompt, _, _ in kept}
+        cleaned[split] = Dataset.from_list(list(kept.values()))
+    sizes = ", ".join(f"{split} {len(cleaned[split]):,}" for split in SPLITS)
     dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "nothing"
     print(f"{Path(name).name} pairs: {sizes}; dropped: {dropped}")
-    return DatasetDict({split: cleaned[split] for split in ("train", "validation", "test")})
+    return DatasetDict({split: cleaned[split] for split in SPLITS})
 
 
 def drop_too_long(rows: Dataset, tokenizer, limit: int, answers: tuple[str, ...], name: str) -> Dataset:
     """Rows whose template, prompt, answer and EOS take at most `limit` tokens, for every column in `answers`.
 
-    With no answer columns only template and prompt count. Prints how many rows were dropped, never drops silently.
-    Raises ValueError where none is left.
+    With no answer columns only template and prompt count. Raises ValueError where no row is left.
     """
     prompts = [format_prompt(row) for row in rows["prompt"]]
-    longest = [0] * len(rows)
-    for column in answers or (None,):
-        texts = [p + format_response(a) for p, a in zip(prompts, rows[column], strict=True)] if column else prompts
-        lengths = [len(ids) + bool(column) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
-        longest = [max(pair) for pair in zip(longest, lengths, strict=True)]
-    kept = [i for i, length in enumerate(longest) if length <= limit]
+    texts = [[p + format_response(a) for p, a in zip(prompts, rows[column], strict=True)] for column in answers]
+    ids = [tokenizer(column, truncation=False, verbose=False)["input_ids"] for column in texts or [prompts]]
+    longest = [max(map(len, row)) + bool(answers) for row in zip(*ids, strict=True)]
+    kept = keep_short(rows, longest, limit, name)
+    if not len(kept):
+        raise ValueError(f"{name}: no row fits into {limit} tokens; raise max_length or shorten the texts.")
+    return kept
+
+
+def keep_short(rows: Dataset, lengths: list[int], limit: int, name: str) -> Dataset:
+    """The rows of at most `limit` tokens. Prints how many are left out: they are never dropped silently."""
+    kept = [i for i, length in enumerate(lengths) if length <= limit]
     if len(kept) < len(rows):
         print(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows are longer than {limit} tokens and are left out")
-    if not kept:
-        raise ValueError(f"{name}: no row fits into {limit} tokens; raise max_length or shorten the texts.")
     return rows.select(kept)
 
 

@@ -32,10 +32,8 @@ INTRODUCTION = """One prompt, three models. The **base model** continues text. *
 REWARD = """The reward is a number without unit: higher is better in the eyes of the reward model, and 1 is about the
 spread of SFT's answers. It is an approximation, and PPO was trained to please it: a higher reward under PPO's answer is
 no proof of a better one. An answer that is cut off has not ended within the length that you chose."""
-EXAMPLES = "Prompts of the evaluation, none of them in any training"
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # Gradio's own come from another site
 SERVER = {
-    "theme": gr.themes.Default(**FONTS),
+    "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # not from another site
     "footer_links": [],
     "ssr_mode": False,
     "max_file_size": "1kb",  # the page takes no files
@@ -82,8 +80,7 @@ class Answerer:
 def load(repository: str = "") -> tuple[Answerer, list[str]]:
     """The models, and prompts to try. `repository` is on the Hub or a local folder; without it, this machine's run.
 
-    Raises FileNotFoundError for a stage that has not run, ConnectionError or ValueError for a repository that can't be
-    used.
+    Raises FileNotFoundError for a stage that has not run, and what `pull` raises for a repository.
     """
     if not repository:
         profile = load_profile()
@@ -118,39 +115,34 @@ def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         except Exception as error:
             logging.exception("an answer failed")
-            raise gr.Error(
-                f"The models failed ({type(error).__name__}); try a shorter prompt.", print_exception=False
-            ) from error
+            message = f"The models failed ({type(error).__name__}); try a shorter prompt."
+            raise gr.Error(message, print_exception=False) from error
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         gr.Markdown(f"# {TITLE}\n\n{INTRODUCTION}")
         prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, placeholder="How do I …?", autofocus=True)
         with gr.Row():
-            ask = gr.Button("Answer", variant="primary")
-            stop = gr.Button("Stop")
+            ask, stop = gr.Button("Answer", variant="primary"), gr.Button("Stop")
         with gr.Accordion("Decoding", open=False):
-            temperature = gr.Slider(
-                0, 1.5, decoding.temperature, step=0.05, label="Temperature (0: the likeliest token)"
-            )
+            label = "Temperature (0: the likeliest token)"
+            temperature = gr.Slider(0, 1.5, decoding.temperature, step=0.05, label=label)
             longest = decoding.max_new_tokens
             length = gr.Slider(8, longest, longest, step=1, label="Longest answer in tokens")
         shown = []
         with gr.Row(equal_height=True):
             for name, label in NAMES.items():
                 with gr.Column(min_width=240):
-                    size = {"lines": 12, "max_lines": 16}
-                    shown.append(gr.Textbox(label=label, buttons=["copy"], elem_id=f"answer-{name}", **size))
+                    texts = {"label": label, "lines": 12, "max_lines": 16, "buttons": ["copy"]}
+                    shown.append(gr.Textbox(elem_id=f"answer-{name}", **texts))
                     shown.append(gr.Textbox(label=f"Reward of {label}", elem_id=f"reward-{name}"))
         if prompts:
-            gr.Examples([[text] for text in prompts], prompt, label=EXAMPLES)
+            note = "Prompts of the evaluation, none of them in any training"
+            gr.Examples([[text] for text in prompts], prompt, label=note)
         what_not = limits(bool(answerer.profile.lab))
         gr.Markdown(f"### How to read it\n\n{REWARD}\n\n### What such a model can't do\n\n{what_not}")
         inputs = [prompt, temperature, length]
-        events = [
-            trigger(show, inputs, shown, api_name=name, show_progress="minimal")
-            for trigger, name in ((ask.click, "answer"), (prompt.submit, "submit"))
-        ]
-        stop.click(None, cancels=events)
+        asked = gr.on([ask.click, prompt.submit], show, inputs, shown, api_name="answer", show_progress="minimal")
+        stop.click(None, cancels=asked)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
 
 

@@ -8,8 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session
 
 # Weights, settings, tokenizers, cards and data: nothing that can hold code, neither pickles nor scripts.
-SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.md", "*.model")
-DATA_FILES = ("*.parquet", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.gz", "*.md")
+SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.md", "*.model"]
+DATA_FILES = ["*.parquet", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.gz", "*.md"]
 
 
 def hub_is_reachable(seconds: float = 5) -> bool:
@@ -32,16 +32,13 @@ def fetch(name: str, revision: str | None = None, kind: str = "model") -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    patterns = list(SAFE_FILES if kind == "model" else DATA_FILES)
-    cached = not hub_is_reachable()
+    patterns = SAFE_FILES if kind == "model" else DATA_FILES
+    options = {"revision": revision, "allow_patterns": patterns, "local_files_only": not hub_is_reachable()}
     try:
-        return Path(
-            snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=cached)
-        )
+        return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ConnectionError(
             f"{kind} repository {name!r}{at} can't be fetched ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}); check its name and the connection, or give a local folder of the "
-            f"same layout."
+            f"{str(error).splitlines()[0][:200]}); check name and connection, or give a local folder laid out like it."
         ) from error

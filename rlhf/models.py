@@ -11,16 +11,9 @@ from rlhf.lab import base_model
 from rlhf.profiles import Profile
 
 import torch
+import transformers
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 PAD = "<|pad|>"
 
@@ -49,8 +42,7 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"model {profile.model!r} can't be loaded ({str(error).splitlines()[0][:200]}); without the Hub, set "
-            f"RLHF_MODEL to a local folder with the model and its tokenizer, or use the offline profile: "
-            f"RLHF_PROFILE=lab."
+            f"RLHF_MODEL to a local folder with model and tokenizer, or use the offline profile: RLHF_PROFILE=lab."
         ) from error
     add_pad_token(model, tokenizer)
     outputs.save_checkpoint(profile, "base", model, tokenizer)
@@ -64,8 +56,8 @@ def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        old = model.get_input_embeddings().num_embeddings
+    old = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > old:
         with runtime.isolated_generator(0), torch.no_grad():  # the new rows are drawn before they get their values
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
@@ -81,22 +73,24 @@ def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
 def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
     """The base model; `quantized` loads its linear layers in 4-bit NF4 (Dettmers et al. 2023)."""
     path = outputs.require_checkpoint(profile, "base")
-    options = {"dtype": torch.float32, "attn_implementation": attention(profile)}
-    if quantized:
-        compute = torch.bfloat16 if runtime.bf16_is_native() else torch.float32
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-        )
-        options["device_map"] = {"": runtime.device()}
-    model = AutoModelForCausalLM.from_pretrained(path, **options)
     if not quantized:
-        return model.to(runtime.device())
+        return _language_model(profile, path).to(runtime.device())
+    compute = torch.bfloat16 if runtime.bf16_is_native() else torch.float32
+    four_bit = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+    model = _language_model(profile, path, quantization_config=four_bit, device_map={"": runtime.device()})
     for module in model.modules():
         # On a CPU with bfloat16, bitsandbytes 0.50 repacks the weights at the first evaluation, for a kernel that has
         # no gradient: training after it would fail. Keep the packing that trains.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _language_model(profile: Profile, path: Path, **options) -> PreTrainedModel:
+    options |= {"dtype": torch.float32, "attn_implementation": attention(profile)}
+    return AutoModelForCausalLM.from_pretrained(path, **options)
 
 
 def load_policy(profile: Profile, key: str) -> PreTrainedModel:
@@ -107,11 +101,11 @@ def load_policy(profile: Profile, key: str) -> PreTrainedModel:
     """
     if key not in (*registry.POLICIES, "ppo_aligned"):
         raise ValueError(f"no policy {key!r}; choose one of {', '.join(registry.POLICIES)}, ppo_aligned.")
-    path = outputs.require_checkpoint(profile, registry.MODELS[key].checkpoint)
-    if registry.MODELS[key].adapter:
+    policy = registry.MODELS[key]
+    path = outputs.require_checkpoint(profile, policy.checkpoint)
+    if policy.adapter:
         return _merged(load_base(profile), path)
-    options = {"dtype": torch.float32, "attn_implementation": attention(profile)}
-    return AutoModelForCausalLM.from_pretrained(path, **options).to(runtime.device()).eval()
+    return _language_model(profile, path).to(runtime.device())
 
 
 def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
@@ -122,7 +116,8 @@ def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
     path = outputs.require_checkpoint(profile, "sft_full_final")
     config = AutoConfig.from_pretrained(path, num_labels=1, attn_implementation=attention(profile))
     with runtime.isolated_generator(seed):
-        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=torch.float32)
+        options = {"config": config, "dtype": torch.float32}
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(path, **options)
     return model.to(runtime.device())
 
 
@@ -148,4 +143,4 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 
 def weight_bytes(model: torch.nn.Module) -> int:
     """Bytes that the weights take; a 4-bit layer counts its packed bytes."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -4,7 +4,7 @@ import statistics
 
 from rlhf import models, runtime
 from rlhf.profiles import Profile
-from rlhf.training import StageTrainer, fit_arguments, lora_config
+from rlhf.training import StageTrainer, fit_arguments, logged, lora_config
 
 import pandas as pd
 from datasets import Dataset
@@ -26,18 +26,13 @@ def tokenize(examples: Dataset, tokenizer, ending: str = "eos") -> Dataset:
     """
     if ending not in ENDINGS:
         raise ValueError(f"ending {ending!r} is none of {', '.join(ENDINGS)}.")
-    prompt_ids = tokenizer(list(examples["prompt"]), truncation=False, verbose=False)["input_ids"]
+    prompts = tokenizer(list(examples["prompt"]), truncation=False, verbose=False)["input_ids"]
     texts = [p + c for p, c in zip(examples["prompt"], examples["completion"], strict=True)]
-    all_ids = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    rows = {"input_ids": [], "labels": []}
-    for prompt, ids in zip(prompt_ids, all_ids, strict=True):
-        labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-        if ending != "none":
-            ids = [*ids, tokenizer.eos_token_id]
-            labels = [*labels, tokenizer.eos_token_id if ending == "eos" else IGNORED]
-        rows["input_ids"].append(ids)
-        rows["labels"].append(labels)
-    return Dataset.from_dict(rows)
+    wholes = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    last = [] if ending == "none" else [tokenizer.eos_token_id]
+    label = [IGNORED] if ending == "pad_is_eos" else last
+    labels = [[IGNORED] * len(p) + ids[len(p) :] + label for p, ids in zip(prompts, wholes, strict=True)]
+    return Dataset.from_dict({"input_ids": [ids + last for ids in wholes], "labels": labels})
 
 
 class _SFTTrainer(StageTrainer, SFTTrainer):
@@ -63,15 +58,10 @@ def make_trainer(
     kept in float32: a bfloat16 weight has 8 bits of precision, so most steps of a small learning rate would be rounded
     away, and a CPU without bfloat16 takes five times as long for the products. Autocast lowers those where it pays.
     """
-    evaluations = evaluations or profile.sft.evaluations
+    examples = (epochs or profile.sft.epochs) * len(train)
+    evaluations = 0 if validation is None else evaluations or profile.sft.evaluations
     config = SFTConfig(
-        **fit_arguments(
-            profile,
-            run,
-            profile.sft,
-            examples=(epochs or profile.sft.epochs) * len(train),
-            evaluations=0 if validation is None else evaluations,
-        ),
+        **fit_arguments(profile, run, profile.sft, examples=examples, evaluations=evaluations),
         learning_rate=learning_rate,
         max_grad_norm=profile.sft.max_grad_norm,
         train_sampling_strategy="group_by_length",
@@ -123,21 +113,15 @@ def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) ->
     depend on the size of a batch.
     """
     model, adapter = start_model(profile, method)
-    examples = steps * profile.sft.batch_size * profile.sft.gradient_accumulation
-    part = train.select(range(min(len(train), examples)))
-    trainer = make_trainer(
-        profile, f"cost_{method}", model, tokenizer, part, None, learning_rate=1e-4, epochs=1, adapter=adapter
-    )
+    part = train.select(range(min(len(train), steps * profile.sft.batch_size * profile.sft.gradient_accumulation)))
+    options = {"learning_rate": 1e-4, "epochs": 1, "adapter": adapter}
+    trainer = make_trainer(profile, f"cost_{method}", model, tokenizer, part, None, **options)
     times = StepTimes()
     trainer.add_callback(times)
     trainer.train()
-    optimizer_bytes = sum(
-        tensor.numel() * tensor.element_size()
-        for state in trainer.optimizer.state.values()
-        for tensor in state.values()
-        if hasattr(tensor, "numel")
-    )
-    gradient_bytes = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    states = [state for states in trainer.optimizer.state.values() for state in states.values()]
+    optimizer_bytes = sum(getattr(state, "nbytes", 0) for state in states)
+    gradient_bytes = sum(parameter.nbytes for parameter in trainer.model.parameters() if parameter.requires_grad)
     weight_bytes = models.weight_bytes(trainer.model)
     return {
         "method": method,
@@ -153,19 +137,15 @@ def search_learning_rate(profile: Profile, method: str, tokenizer, train, valida
 
     Columns method, learning_rate, validation_loss. Every run starts from the same weights and sees the same examples.
     """
-    settings = profile.sft
-    candidates = settings.full_learning_rates if method == "full" else settings.qlora_learning_rates
+    settings, rows = profile.sft, []
     part = share_of(train, settings.search_share, profile.seed)
-    rows = []
-    for learning_rate in candidates:
+    for learning_rate in settings.full_learning_rates if method == "full" else settings.qlora_learning_rates:
         model, adapter = start_model(profile, method)
         run = f"search_{method}_{learning_rate:g}"
-        trainer = make_trainer(
-            profile, run, model, tokenizer, part, validation,
-            learning_rate=learning_rate, epochs=1, evaluations=1, adapter=adapter,
-        )  # fmt: skip
+        options = {"learning_rate": learning_rate, "epochs": 1, "evaluations": 1, "adapter": adapter}
+        trainer = make_trainer(profile, run, model, tokenizer, part, validation, **options)
         trainer.train()
-        rows.append((method, learning_rate, loss_curve(trainer, run).query("split == 'validation'").loss.iloc[-1]))
+        rows.append((method, learning_rate, logged(trainer, "loss").query("split == 'validation'").loss.iloc[-1]))
     return pd.DataFrame(rows, columns=["method", "learning_rate", "validation_loss"])
 
 
@@ -175,12 +155,9 @@ def best_learning_rate(searched: pd.DataFrame) -> float:
 
 def loss_curve(trainer, run: str) -> pd.DataFrame:
     """Training and validation loss over the steps of a trainer: columns run, split, step, loss."""
-    rows = []
-    for entry in trainer.state.log_history:
-        for split, key in (("train", "loss"), ("validation", "eval_loss")):
-            if key in entry:
-                rows.append((run, split, entry["step"], entry[key]))
-    return pd.DataFrame(rows, columns=["run", "split", "step", "loss"])
+    curve = logged(trainer, "loss")
+    curve.insert(0, "run", run)
+    return curve
 
 
 def share_of(examples, share: float, seed: int):

@@ -4,10 +4,12 @@ import math
 import os
 
 from rlhf import outputs, runtime
-from rlhf.profiles import LoraSettings, Profile, RewardSettings, SFTSettings
+from rlhf.profiles import LoraSettings, Profile
 
+import pandas as pd
 import torch
 from peft import LoraConfig
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def lr_scale(step: int, warmup_steps: int, total_steps: int | None = None) -> float:
@@ -36,9 +38,7 @@ class StageTrainer:
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.lr_scheduler is None:
             warmup, total = self.args.warmup_steps, None if self.constant_rate else num_training_steps
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: lr_scale(step, warmup, total)
-            )
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: lr_scale(step, warmup, total))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -53,11 +53,8 @@ def run_arguments(profile: Profile, run: str) -> dict:
     The trainer takes the folder of its TensorBoard files from the environment when it starts. Raises RuntimeError where
     several GPUs are seen: the trainer would split each batch among them, after multiplying it.
     """
-    if torch.cuda.device_count() > 1:
-        raise RuntimeError(
-            f"{torch.cuda.device_count()} GPUs are visible, and a batch would become as many; set "
-            f"CUDA_VISIBLE_DEVICES=0, or import rlhf before what starts CUDA."
-        )
+    if (seen := torch.cuda.device_count()) > 1:
+        raise RuntimeError(f"{seen} GPUs are visible, and a batch would become as many; set CUDA_VISIBLE_DEVICES=0.")
     folder = str(outputs.logs_dir(profile) / run)
     os.environ["TENSORBOARD_LOGGING_DIR"] = folder
     return {
@@ -70,12 +67,11 @@ def run_arguments(profile: Profile, run: str) -> dict:
     }
 
 
-def fit_arguments(
-    profile: Profile, run: str, settings: SFTSettings | RewardSettings, *, examples: float, evaluations: int
-) -> dict:
+def fit_arguments(profile: Profile, run: str, settings, *, examples: float, evaluations: int) -> dict:
     """Arguments that SFTTrainer and RewardTrainer share: steps, batches, warm-up, evaluation, precision.
 
-    `examples` counts an example once for each time that it is seen; `evaluations` of the validation loss may be 0.
+    settings: profile.sft or profile.reward. `examples` counts an example once for each time that it is seen;
+    `evaluations` of the validation loss may be 0.
     """
     steps = max(1, round(examples / settings.batch_size / settings.gradient_accumulation))
     steps = min(steps, profile.max_steps or steps)
@@ -94,13 +90,18 @@ def fit_arguments(
     }
 
 
-def lora_config(lora: LoraSettings, task_type: str, modules_to_save: list[str] | None = None) -> LoraConfig:
-    """PEFT's configuration of an adapter; `modules_to_save` are trained and saved whole."""
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        modules_to_save=modules_to_save,
-        task_type=task_type,
-    )
+def logged(trainer, *measures: str) -> pd.DataFrame:
+    """What a trainer logged over its steps, such as "loss": columns split (train or validation), step, the measures."""
+    rows = []
+    for entry in trainer.state.log_history:
+        for split, prefix in (("train", ""), ("validation", "eval_")):
+            if f"{prefix}loss" in entry:
+                rows.append((split, entry["step"], *(entry[prefix + measure] for measure in measures)))
+    return pd.DataFrame(rows, columns=["split", "step", *measures])
+
+
+def lora_config(lora: LoraSettings, task_type: str, **options) -> LoraConfig:
+    """PEFT's configuration of an adapter; `options` are further settings of it."""
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    options |= {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return LoraConfig(target_modules=targets, task_type=task_type, **options)

@@ -1,6 +1,4 @@
-"""Take the picture of the demo page that the README shows: demo/screenshot.png, by the Chromium of this machine.
-
-python scripts/screenshot.py    # the checkpoints of this machine's run, of the profile RLHF_PROFILE
+"""Take the picture of the demo page that the README shows, by the Chromium of this machine, of its run's checkpoints.
 
 The prompt is the first of the evaluation's examples, answered greedily, so that equal checkpoints give equal pictures.
 """

@@ -277,7 +277,7 @@ def test_page_shows_the_three_answers_with_their_rewards(answerer, visit):
 
 
 def test_second_visitor_is_answered_at_the_same_time(answerer, visit, monkeypatch):
-    monkeypatch.setattr(chat, "stream", slowly(0.1))
+    monkeypatch.setattr(chat, "stream", slowly(0.2))
     pages, prompts = [visit(), visit()], [QUESTION, "How do I grill?"]
     for page, prompt in zip(pages, prompts, strict=True):
         ask(page, prompt)

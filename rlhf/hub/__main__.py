@@ -24,8 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         profile = load_profile()
         if options.command == "pull":
             with outputs.run_lock():
-                checkpoints = pull(profile, options.repository, options.revision)
-            print(f"pulled {', '.join(checkpoints)}")
+                print(f"pulled {', '.join(pull(profile, options.repository, options.revision))}")
             return 0
         files = publish(profile, options.repository, private=not options.public, dry_run=not options.upload)
     except (OSError, ValueError, HfHubHTTPError) as error:
@@ -33,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for name, size in files.items():
         print(f"{size / 1e6:10.3f} MB  {name}")
-    total = f"{len(files)} files, {sum(files.values()) / 1e6:.1f} MB"
+    where = f"{'are now in' if options.upload else 'would go to'} {options.repository}"
     who = "everyone" if options.public else "you alone"
-    print(f"{total} {'are now in' if options.upload else 'would go to'} {options.repository}, visible to {who}.")
+    print(f"{len(files)} files, {sum(files.values()) / 1e6:.1f} MB {where}, visible to {who}.")
     if not options.upload:
         print("Nothing was uploaded; add UPLOAD=1 to do it.")
     return 0

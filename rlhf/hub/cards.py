@@ -19,8 +19,7 @@ HUB_METRICS = ("rouge1", "rouge2", "rougeL", "accuracy")  # that the Hub shows b
 def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
     """The card of a model by its key, or without one that of the repository, which shows all models."""
     run = read_run(profile)
-    settings = run["settings"]
-    models = published(run)
+    settings, models = run["settings"], published(run)
     model = models[key] if key else None
     title = repo_id.split("/")[-1] + (f": {model.label}" if model else "")
     described = [key] if key else [name for name in models if name != "base"]
@@ -59,15 +58,12 @@ def read_run(profile: Profile) -> dict:
     run = outputs.read_json(profile, "run.json")
     missing = [entry for entry in ("seed", "git", "settings", "ppo_aligned_final") if entry not in run]
     if missing:
-        raise FileNotFoundError(
-            f"run.json of the {profile.name} profile lacks {', '.join(missing)}; finish the run first (make run)."
-        )
+        raise FileNotFoundError(f"{profile.name}/run.json lacks {', '.join(missing)}; finish the run first (make run).")
     return run
 
 
 def published(run: dict) -> dict[str, registry.Model]:
-    """The models that are published, by key: the base only where it is not on the Hub already, and of PPO's two
-    policies only the one that is not the aligned one."""
+    """The models to publish, by key: no base that is on the Hub already, and the aligned policy only as ppo_aligned."""
     left_out = {aligned(run), "base" if hub_name(run["settings"]["model"]) else None}
     return {key: model for key, model in registry.MODELS.items() if key not in left_out}
 
@@ -77,14 +73,19 @@ def aligned(run: dict) -> str:
     return registry.BY_CHECKPOINT[run["ppo_aligned_final"]]
 
 
-def hub_name(name: str) -> str | None:
-    """`name` where it is one on the Hub (owner/name); None for a local path, as run.json shows it, and for "lab"."""
+def is_repository(name: str) -> bool:
+    """Whether the Hub allows `name` for a repository of somebody's: owner/name."""
     try:
         validate_repo_id(name)
     except HFValidationError:
-        return None
+        return False
+    return "/" in name
+
+
+def hub_name(name: str) -> str | None:
+    """`name` where it is one on the Hub; None for a local path, as run.json shows it, and for "lab"."""
     local = any((folder / name).exists() for folder in (outputs.ROOT, outputs.root().resolve().parent))
-    return name if "/" in name and not local else None
+    return name if is_repository(name) and not local else None
 
 
 def results(profile: Profile, key: str) -> pd.DataFrame:

@@ -1,13 +1,12 @@
 """What a model card and the demo page say that such a model can't do."""
 
-LIMITS = (
-    "It is a small model for study, not for use. It writes fluent text that is often wrong, has had no safety "
-    "training, and knows English only. The reward that it was trained on is an approximation: what that could not see, "
-    "PPO had no reason to keep."
-)
-LAB_LIMITS = " Model and data are generated: it answers how-to questions of a small artificial world and nothing else."
-
 
 def limits(lab: bool) -> str:
     """`lab`: whether the model comes from the offline world."""
-    return LIMITS + (LAB_LIMITS if lab else "")
+    text = (
+        "It is a small model for study, not for use. It writes fluent text that is often wrong, has had no safety "
+        "training, and knows English only. The reward that it was trained on is an approximation: what that could not "
+        "see, PPO had no reason to keep."
+    )
+    made = " Model and data are generated: it answers how-to questions of a small artificial world and nothing else."
+    return text + made * lab

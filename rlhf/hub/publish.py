@@ -10,9 +10,7 @@ from rlhf.hub import cards
 from rlhf.hub.pull import MANIFEST, read_manifest, safe_files
 from rlhf.profiles import Profile
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import create_repo, get_token, upload_folder
 
 
 def publish(profile: Profile, repo_id: str, private: bool = True, dry_run: bool = True) -> dict[str, int]:
@@ -22,21 +20,16 @@ def publish(profile: Profile, repo_id: str, private: bool = True, dry_run: bool 
     this machine in them. Raises ValueError for a name that is none or a link that leads out of the checkpoints,
     FileNotFoundError for a stage that has not run, and PermissionError without a token.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repository {repo_id!r}: {error}; give a name like user/rlhf-gpt2.") from error
-    if "/" not in repo_id:
-        raise ValueError(f"repository {repo_id!r} has no owner; give a name like user/rlhf-gpt2.")
+    if not cards.is_repository(repo_id):
+        raise ValueError(f"the Hub allows no repository {repo_id!r}; give a name like user/rlhf-gpt2.")
     if not dry_run and get_token() is None:
         raise PermissionError("no token of the Hub was found; run `hf auth login` once, or set HF_TOKEN.")
     with tempfile.TemporaryDirectory() as folder:
         files = assemble(profile, repo_id, Path(folder))
         if not dry_run:
-            api = HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
+            create_repo(repo_id, private=private, exist_ok=True)
             message = f"Checkpoints of the {profile.name} profile"
-            api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message)
+            upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message)
     return files
 
 
@@ -44,16 +37,14 @@ def assemble(profile: Profile, repo_id: str, folder: Path) -> dict[str, int]:
     """What is published, put into an empty folder. Returns the bytes of each file by its path in it."""
     run = cards.read_run(profile)
     for key, model in cards.published(run).items():
-        source = outputs.require_checkpoint(profile, model.checkpoint)
-        target = folder / model.checkpoint
+        source, target = outputs.require_checkpoint(profile, model.checkpoint), folder / model.checkpoint
         target.mkdir()
         for file in safe_files(source, outputs.checkpoints_dir(profile)):
             shutil.copyfile(file, target / file.name)
         config = target / "adapter_config.json"
         if config.exists():  # PEFT notes where the base lay on this machine
-            settings = json.loads(config.read_text(encoding="utf-8"))
             base = None if key == "reward_model" else cards.hub_name(run["settings"]["model"])
-            settings["base_model_name_or_path"] = base or repo_id
+            settings = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base or repo_id}
             config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         cards.card(profile, repo_id, key).save(target / "README.md")
     cards.card(profile, repo_id).save(folder / "README.md")

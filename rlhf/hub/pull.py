@@ -19,36 +19,28 @@ MOST_EXAMPLES, LONGEST_EXAMPLE = 50, 10_000  # characters
 def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[str]:
     """Put published checkpoints where a run of the profile would have written them. Returns their names.
 
-    repo_id: a repository that `publish` made, or a local folder laid out like it. Which one and which revision is
-    noted in run.json. A base that is not published again is fetched from where it is. Raises ConnectionError where
-    something can't be fetched, and before anything is written ValueError for a repository of another profile, with a
-    checkpoint missing or a link that leads out of it, and for outputs that hold a run of their own.
+    repo_id: a repository that `publish` made, or a local folder laid out like it; run.json notes which, and its commit.
+    A base that is not published again is fetched from where it is. Raises ConnectionError where something can't be
+    fetched, and before anything is written ValueError for a repository of another profile, with a checkpoint missing or
+    a link that leads out of it, and for outputs that hold a run of their own.
     """
     _refuse_to_replace_a_run(profile)
-    source = fetch(repo_id, revision)
+    source, name = fetch(repo_id, revision), outputs.show_name(repo_id)
     manifest = read_manifest(repo_id, source)
-    for name, ours in (("profile", profile.name), ("seed", profile.seed)):  # the lab's data depend on both
-        if manifest[name] != ours:
-            raise ValueError(
-                f"{outputs.show_name(repo_id)} was made with {name} {manifest[name]}, not {ours}; "
-                f"set RLHF_{name.upper()}={manifest[name]}."
-            )
+    for entry, ours in (("profile", profile.name), ("seed", profile.seed)):  # the lab's data depend on both
+        if (theirs := manifest[entry]) != ours:
+            raise ValueError(f"{name} was made with {entry} {theirs}, not {ours}; set RLHF_{entry.upper()}={theirs}.")
     copied = manifest["ppo_aligned_final"]
     folders = {model.checkpoint: source / model.checkpoint for model in registry.MODELS.values()}
     folders[copied] = source / "ppo_aligned_final"
     files = {checkpoint: safe_files(folder, source) for checkpoint, folder in folders.items()}
-    missing = [name for name, found in files.items() if not any(file.suffix == ".safetensors" for file in found)]
-    fetch_base = "base" in missing and not profile.lab
-    if fetch_base:
-        missing.remove("base")
+    if fetch_base := not (profile.lab or files["base"]):
         del files["base"]
-    if missing:
-        raise ValueError(
-            f"{outputs.show_name(repo_id)} lacks {', '.join(missing)}; publish it again after a complete run."
-        )
+    if missing := [key for key, found in files.items() if not any(file.suffix == ".safetensors" for file in found)]:
+        raise ValueError(f"{name} lacks {', '.join(missing)}; publish it again after a complete run.")
     commit = source.name if source.parent.name == "snapshots" else None  # as the Hub's cache lays it out
-    pulled = {"from": outputs.show_name(repo_id), "commit": commit}
     # Noted first: what an interrupted pull leaves behind must not pass for a run of its own.
+    pulled = {"from": name, "commit": commit}
     outputs.update_run(profile, pulled=pulled, ppo_aligned_final=copied, examples=manifest["examples"])
     if fetch_base:
         from rlhf import models  # it takes seconds, which only this case needs
@@ -58,17 +50,15 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
         with outputs.new_folder(outputs.checkpoint_path(profile, checkpoint)) as folder:
             for file in found:
                 shutil.copyfile(file, folder / file.name)
-    for name in ("rouge.csv", "behaviour.csv"):  # they add up over notebooks, and tell of other checkpoints
-        (outputs.evaluation_dir(profile) / name).unlink(missing_ok=True)
+    for table in ("rouge.csv", "behaviour.csv"):  # they add up over notebooks, and tell of other checkpoints
+        (outputs.evaluation_dir(profile) / table).unlink(missing_ok=True)
     return list(files)
 
 
 def _refuse_to_replace_a_run(profile: Profile) -> None:
     run = outputs.evaluation_dir(profile) / "run.json"
-    if run.exists() and "pulled" in outputs.read_json(profile, "run.json"):
-        return
     own = [name for name in registry.BY_CHECKPOINT if outputs.checkpoint_path(profile, name).exists()]
-    if own:
+    if own and not (run.exists() and "pulled" in outputs.read_json(profile, "run.json")):
         raise ValueError(
             f"{outputs.show(outputs.checkpoints_dir(profile))} holds {', '.join(own)} of a run of its own, which "
             f"pulling would replace; pull into another folder: RLHF_OUTPUTS=<another folder>."
@@ -80,8 +70,7 @@ def read_manifest(repo_id: str, source: Path) -> dict:
 
     Raises ValueError, which names the repository and the entry, for anything that `publish` would not have written.
     """
-    name = outputs.show_name(repo_id)
-    remedy = "give a repository that `make publish` made."
+    name, remedy = outputs.show_name(repo_id), "give a repository that `make publish` made."
     if source / MANIFEST not in safe_files(source, source):
         raise ValueError(f"{name} has no {MANIFEST}; {remedy}")
     try:
@@ -104,12 +93,12 @@ def read_manifest(repo_id: str, source: Path) -> dict:
 
 
 def _are_examples(value) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= MOST_EXAMPLES
-        and all(isinstance(text, str) and len(text) <= LONGEST_EXAMPLE for text in value)
-        and all(text.encode("utf-8", "ignore").decode() == text for text in value)  # no half of a surrogate pair
-    )
+    if not isinstance(value, list) or len(value) > MOST_EXAMPLES:
+        return False
+    texts = all(isinstance(text, str) and len(text) <= LONGEST_EXAMPLE for text in value)
+    return texts and all(
+        text.encode("utf-8", "ignore").decode() == text for text in value
+    )  # no half of a surrogate pair
 
 
 def safe_files(folder: Path, source: Path) -> list[Path]:
@@ -123,11 +112,10 @@ def safe_files(folder: Path, source: Path) -> list[Path]:
         inside.append(source.parents[1] / "blobs")
     files = sorted(file for file in folder.glob("*") if any(fnmatch(file.name, pattern) for pattern in SAFE_FILES))
     for file in files:
-        # realpath, unlike Path.resolve, also gives an answer for links in a circle.
-        target = Path(os.path.realpath(file))
+        target = Path(os.path.realpath(file))  # unlike Path.resolve, it also answers for links in a circle
         if not any(target.is_relative_to(os.path.realpath(place)) for place in inside):
+            where = outputs.show_name(str(source))
             raise ValueError(
-                f"{folder.name}/{file.name} is a link that leads out of {outputs.show_name(str(source))}; "
-                f"put the file itself in its place."
+                f"{folder.name}/{file.name} is a link that leads out of {where}; put the file itself in its place."
             )
     return [file for file in files if file.is_file()]

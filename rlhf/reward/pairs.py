@@ -2,7 +2,7 @@
 
 import random
 
-from rlhf.data import drop_too_long, first_sentence, load_preferences
+from rlhf.data import drop_too_long, first_sentence, keep_short, load_preferences
 from rlhf.profiles import Profile
 from rlhf.reward.scoring import encode
 
@@ -17,57 +17,46 @@ BEGIN_ALIKE, END_ALIKE = 0.65, 0.35
 def load_pairs(profile: Profile, tokenizer) -> DatasetDict:
     """Train, validation and test pairs with prompt, chosen, rejected and their tokens chosen_ids, rejected_ids.
 
-    The tokens are those of scoring.score: the template, the answer, EOS. A pair of which one side is longer than
-    the profile's max_length is counted and left out; TRL would drop it without a word. Nothing is padded here: the
-    collator pads to the longest text of a batch.
+    The tokens are those of scoring.encode, not padded: the collator pads to the longest text of a batch. A pair of
+    which one side is longer than the profile's max_length is counted and left out; TRL would drop it without a word.
     """
-    splits = {}
+    splits, limit = DatasetDict(), profile.reward.max_length
     for split, rows in load_preferences(profile).items():
-        rows = drop_too_long(rows, tokenizer, profile.reward.max_length, ("chosen", "rejected"), f"{split} pairs")
+        rows = drop_too_long(rows, tokenizer, limit, ("chosen", "rejected"), f"{split} pairs")
         splits[split] = _with_tokens(rows, tokenizer)
-    return DatasetDict(splits)
+    return splits
 
 
 def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) -> Dataset:
     """Pairs of which the rejected answer begins the chosen answer to a similar prompt; about `share` times len(pairs).
 
-    Both answers are good in themselves, so neither length nor style tells them apart: only the prompt does. No new
-    label is needed. After Liu et al. 2024, "RRM: Robust Reward Model Training Mitigates Reward Hacking", who take the
-    answers to random prompts; those to similar prompts are harder. Similar are prompts that stand close together when
-    all are sorted by their first words, or for a smaller share by their last words.
-
-    Of each answer only the first sentence is taken: it says what the answer is about, at half the cost, and what the
-    model compares stands close to where it is scored.
+    Both answers are good in themselves, so only the prompt tells them apart, neither length nor style. After Liu et al.
+    2024, "RRM: Robust Reward Model Training Mitigates Reward Hacking", who take the answers to random prompts; those to
+    similar prompts are harder. Similar are prompts that stand close together when all are sorted by their first words,
+    or for a smaller share by their last words. Of each answer only the first sentence is taken: it says what the answer
+    is about, at half the cost, and what the model compares stands close to where it is scored.
 
     Rows 2k and 2k + 1 are a couple: two prompts and the same two answers, each chosen once and rejected once. In one
     batch, what an answer is worth to every prompt cancels, and the gradient is left with the fit. Goyal et al. 2017,
     "Making the V in VQA Matter", balance pictures in this way. A couple with a text over the profile's max_length is
-    counted and left out.
-    `pairs` and the result have the columns of load_pairs.
+    counted and left out. `pairs` and the result have the columns of load_pairs.
     """
     prompts, chosen = list(pairs["prompt"]), [first_sentence(answer) for answer in pairs["chosen"]]
     words = [prompt.split() for prompt in prompts]
-    rng = random.Random(profile.seed)
-    rows = {"prompt": [], "chosen": [], "rejected": []}
+    rng, rows = random.Random(profile.seed), []
     for key, part in ((lambda i: words[i], BEGIN_ALIKE), (lambda i: words[i][::-1], END_ALIKE)):
         order = sorted(range(len(words)), key=key)
         neighbours = zip(order, order[DISTANCE:] + order[:DISTANCE], strict=True)
         usable = [(i, j) for i, j in neighbours if prompts[i] != prompts[j] and chosen[i] != chosen[j]]
         for couple in rng.sample(usable, min(len(usable), round(part * share / 2 * len(pairs)))):
             for i, j in (couple, couple[::-1]):
-                rows["prompt"].append(prompts[i])
-                rows["chosen"].append(chosen[i])
-                rows["rejected"].append(chosen[j])
-    if not rows["prompt"]:  # one prompt, or one answer, for all pairs
+                rows.append({"prompt": prompts[i], "chosen": chosen[i], "rejected": chosen[j]})
+    if not rows:  # one prompt, or one answer, for all pairs
         return pairs.select([])
-    mismatched = _with_tokens(Dataset.from_dict(rows), tokenizer)
-    limit, lengths = profile.reward.max_length, _lengths(mismatched)
-    # Of a couple both rows or none; i ^ 1 is the other row.
-    kept = [i for i in range(len(lengths)) if max(lengths[i], lengths[i ^ 1]) <= limit]
-    if len(kept) < len(lengths):
-        left_out = len(lengths) - len(kept)
-        print(f"mismatched pairs: {left_out} of {len(lengths)} rows are longer than {limit} tokens and are left out")
-    return mismatched.select(kept)
+    mismatched = _with_tokens(Dataset.from_list(rows), tokenizer)
+    lengths = _lengths(mismatched)
+    of_couples = [max(lengths[i], lengths[i ^ 1]) for i in range(len(lengths))]  # i ^ 1 is the other row of a couple
+    return keep_short(mismatched, of_couples, profile.reward.max_length, "mismatched pairs")
 
 
 def training_order(lengths: list[int], batch_size: int, seed: int, together: int = 1) -> list[int]:

@@ -7,59 +7,43 @@ from rlhf.template import format_prompt, format_response
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
-) -> list[list[int]]:
+def encode(tokenizer, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]) -> list[list[int]]:
     """Token ids of template, prompt, response and EOS: the text that a reward model is trained on and scores.
 
     `ended` says which responses ended: one that was cut off has no EOS, in training, in PPO and in the evaluation.
     Raises ValueError for lists of unequal length.
     """
     if not len(prompts) == len(responses) == len(ended):
-        raise ValueError(
-            f"{len(prompts)} prompts, {len(responses)} responses and {len(ended)} marks of an end; give one response "
-            f"and one mark per prompt."
-        )
+        counts = f"{len(prompts)} prompts, {len(responses)} responses and {len(ended)} marks of an end"
+        raise ValueError(f"{counts} are given; give one response and one mark per prompt.")
     texts = [format_prompt(p) + format_response(r) for p, r in zip(prompts, responses, strict=True)]
     encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
     return [ids + [tokenizer.eos_token_id] * bool(end) for ids, end in zip(encoded, ended, strict=True)]
 
 
 @torch.no_grad()
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    ended: Sequence[bool],
-    *,
-    batch_size: int = 32,
-) -> np.ndarray:
+def score(model, tokenizer, prompts, responses, ended, *, batch_size: int = 32) -> np.ndarray:
     """The reward model's logit for each response to its prompt (without template): (len(prompts),), float64.
 
-    Batches are padded on the right whatever `tokenizer.padding_side` says: GPT-2's classification head takes its
-    position ids from the place in the row, so padding on the left would shift them and change the score.
-    Raises ValueError for lists of unequal length, for a model whose pad token is missing or is EOS, and for a text
-    longer than the model's context, which is never cut silently.
+    prompts, responses, ended: as for `encode`. Batches are padded on the right whatever `tokenizer.padding_side` says:
+    GPT-2's classification head takes its position ids from the place in the row, so padding on the left would shift
+    them and change the score. Raises ValueError for lists of unequal length, for a model whose pad token is missing or
+    is EOS, and for a text longer than the model's context, which is never cut silently.
     """
     pad = tokenizer.pad_token_id
     if pad is None or pad == tokenizer.eos_token_id or pad != model.config.pad_token_id:
         raise ValueError(
             f"the tokenizer's pad token ({tokenizer.pad_token!r}, id {pad}) must differ from EOS and be the model's "
-            f"({model.config.pad_token_id}), or the score would be read at the wrong token; use "
-            f"rlhf.models.load_tokenizer and load_reward_model."
+            f"({model.config.pad_token_id}), or the score is read at the wrong token; load both by rlhf.models."
         )
     encoded = encode(tokenizer, prompts, responses, ended)
     context = model.config.max_position_embeddings
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > context:
-            raise ValueError(
-                f"the response to {prompt[:60]!r} takes {len(ids)} tokens with its prompt, more than the context of "
-                f"{context}; shorten it or leave it out."
-            )
+            length = f"{len(ids)} tokens with its prompt, more than the context of {context}"
+            raise ValueError(f"the response to {prompt[:60]!r} takes {length}; shorten it or leave it out.")
     model.eval()
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     scores = np.zeros(len(encoded))
@@ -74,15 +58,13 @@ def score(
 def score_pairs(model, tokenizer, pairs, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """The scores of the chosen and of the rejected answers of preference pairs, two of (pairs,). All have ended."""
     ended = [True] * len(pairs)
-    chosen, rejected = (
-        score(model, tokenizer, list(pairs["prompt"]), list(pairs[side]), ended, batch_size=batch_size)
-        for side in ("chosen", "rejected")
-    )
-    return chosen, rejected
+    prompts, chosen, rejected = (list(pairs[column]) for column in ("prompt", "chosen", "rejected"))
+    first = score(model, tokenizer, prompts, chosen, ended, batch_size=batch_size)
+    return first, score(model, tokenizer, prompts, rejected, ended, batch_size=batch_size)
 
 
 @torch.no_grad()
-def rescale(model: PreTrainedModel, factor: float) -> None:
+def rescale(model, factor: float) -> None:
     """Multiply the scores of a reward model by `factor`, in its head.
 
     A Bradley-Terry loss fixes no scale. Settings of PPO (the KL coefficient, the clip range of the value) are in units

@@ -2,7 +2,7 @@
 
 from rlhf import runtime
 from rlhf.profiles import Profile
-from rlhf.training import StageTrainer, fit_arguments, lora_config
+from rlhf.training import StageTrainer, fit_arguments, logged, lora_config
 
 import pandas as pd
 from datasets import Dataset
@@ -11,9 +11,6 @@ from trl import RewardConfig, RewardTrainer
 
 class _RewardTrainer(StageTrainer, RewardTrainer):
     pass
-
-
-TOKEN_COLUMNS = ["chosen_ids", "rejected_ids"]
 
 
 def make_trainer(profile: Profile, model, tokenizer, train: Dataset, validation: Dataset) -> RewardTrainer:
@@ -34,8 +31,8 @@ def make_trainer(profile: Profile, model, tokenizer, train: Dataset, validation:
         return _RewardTrainer(
             model=model,
             args=config,
-            train_dataset=train.select_columns(TOKEN_COLUMNS),
-            eval_dataset=validation.select_columns(TOKEN_COLUMNS),
+            train_dataset=train.select_columns(["chosen_ids", "rejected_ids"]),
+            eval_dataset=validation.select_columns(["chosen_ids", "rejected_ids"]),
             processing_class=tokenizer,
             # The head is new: it is trained and saved whole, beside the adapters on the trunk.
             peft_config=lora_config(settings.lora, "SEQ_CLS", modules_to_save=["score"]),
@@ -44,9 +41,4 @@ def make_trainer(profile: Profile, model, tokenizer, train: Dataset, validation:
 
 def training_curve(trainer) -> pd.DataFrame:
     """Loss and accuracy over the steps: columns split, step, loss, accuracy."""
-    rows = []
-    for entry in trainer.state.log_history:
-        for split, prefix in (("train", ""), ("validation", "eval_")):
-            if f"{prefix}loss" in entry:
-                rows.append((split, entry["step"], entry[f"{prefix}loss"], entry[f"{prefix}accuracy"]))
-    return pd.DataFrame(rows, columns=["split", "step", "loss", "accuracy"])
+    return logged(trainer, "loss", "accuracy")
