@@ -86,6 +86,22 @@ def stage(profile_with_sft):
     return profile_with_sft, tokenizer, prompts
 
 
+@pytest.fixture
+def study(profile_with_sft):
+    """A study of the smoke profile, whose fine-tuned policy is the base."""
+    from small_study import small_study
+
+    return small_study(profile_with_sft)
+
+
+@pytest.fixture
+def proxy(study, monkeypatch):
+    """Its proxy: an untrained reward model."""
+    from small_study import small_proxy
+
+    return small_proxy(study, monkeypatch)
+
+
 # Not of the lab corpus: what the tests of decoding and scoring see must not change with it.
 TEXTS = [
     "How do I roast tofu slices in a small apartment? First, heat the oven until it is hot. Finally, let it rest.",

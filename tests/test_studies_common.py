@@ -10,17 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ppo_settings
-from small_study import small_proxy, small_study
-
-
-@pytest.fixture
-def study(profile_with_sft):
-    return small_study(profile_with_sft)
-
-
-@pytest.fixture
-def proxy(study, monkeypatch):
-    return small_proxy(study, monkeypatch)
 
 
 def rows(part):

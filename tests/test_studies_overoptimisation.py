@@ -8,17 +8,6 @@ from rlhf.studies import overoptimisation
 import numpy as np
 import pandas as pd
 import pytest
-from small_study import small_proxy, small_study
-
-
-@pytest.fixture
-def study(profile_with_sft):
-    return small_study(profile_with_sft)
-
-
-@pytest.fixture
-def proxy(study, monkeypatch):
-    return small_proxy(study, monkeypatch)
 
 
 def curve(method, setting, x, kl, scores):
