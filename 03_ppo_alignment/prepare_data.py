@@ -1,6 +1,6 @@
 """Stage 3's data: the prompts that PPO answers while it trains, as TRL's trainer takes them."""
 
-from rlhf.template import format_prompt
+from rlhf.generation import encode_prompts
 
 from datasets import Dataset
 
@@ -10,5 +10,4 @@ def get_ppo_prompts(prompts: list[str], tokenizer) -> Dataset:
 
     There is no other column: TRL's collator would try to turn text into a tensor.
     """
-    texts = [format_prompt(prompt) for prompt in prompts]
-    return Dataset.from_dict({"input_ids": tokenizer(texts, truncation=False, verbose=False)["input_ids"]})
+    return Dataset.from_dict({"input_ids": encode_prompts(tokenizer, prompts)})

@@ -14,12 +14,12 @@ import tempfile
 from dataclasses import replace
 
 from rlhf import data, models, outputs, runtime
+from rlhf.generation import encode_prompts
 from rlhf.ppo import trl as trl_stage
 from rlhf.ppo.settings import Settings
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.profiles import load_profile, set_up
 from rlhf.reward import scoring
-from rlhf.template import format_prompt
 
 from datasets import Dataset
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer, TrainerCallback
@@ -88,7 +88,7 @@ def main() -> None:
     mine = PPOTrainer(
         policy, reference, lambda *texts: scoring.score(reward_model, tokenizer, *texts), tokenizer, prompts, settings
     )
-    ids = tokenizer([format_prompt(prompt) for prompt in prompts])["input_ids"]
+    ids = encode_prompts(tokenizer, prompts)
     with tempfile.TemporaryDirectory() as folder:
         trl = trl_stage.make_trainer(profile, settings, *theirs, tokenizer, Dataset.from_dict({"input_ids": ids}))
         os.environ["TENSORBOARD_LOGGING_DIR"] = trl.args.output_dir = folder

@@ -18,6 +18,12 @@ class Answer(NamedTuple):
     ended: bool  # whether the model stopped by itself
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt in the template, never cut: what a policy continues."""
+    texts = [format_prompt(prompt) for prompt in prompts]
+    return tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+
+
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,7 +43,7 @@ def generate_answers(
     must be the prompt's. What is drawn for a prompt depends on `seed` and the prompt (uniform_draws), not on the batch.
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
     """
-    encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
+    encoded = encode_prompts(tokenizer, prompts)
     context = model.config.max_position_embeddings
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > context:
@@ -203,7 +209,7 @@ def answer_logprobs(
 
     `temperature` is that of the sampling: p is the distribution that the tokens were drawn from.
     """
-    encoded = tokenizer([format_prompt(prompt) for prompt in prompts], truncation=False, verbose=False)["input_ids"]
+    encoded = encode_prompts(tokenizer, prompts)
     rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     totals = np.zeros(len(rows))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf import runtime
-from rlhf.generation import head_logits, left_padded, sample, uniform_draws
+from rlhf.generation import encode_prompts, head_logits, left_padded, sample, uniform_draws
 from rlhf.ppo import algorithm, checkpoint
 from rlhf.ppo.settings import Settings
-from rlhf.template import format_prompt
 from rlhf.training import lr_scale
 
 import numpy as np
@@ -66,7 +65,7 @@ class PPOTrainer:
         self.policy, self.ref, self.value_model = policy.eval(), ref.eval(), value_model and value_model.eval()
         self.reward_fn, self.tokenizer, self.settings, self.device = reward_fn, tokenizer, settings, policy.device
         self.prompts = list(prompts)
-        self.encoded = tokenizer([format_prompt(p) for p in self.prompts], truncation=False, verbose=False)["input_ids"]
+        self.encoded = encode_prompts(tokenizer, self.prompts)
         self._check()
         self.generator = torch.Generator().manual_seed(settings.seed)  # of the order of prompts and mini-batches
         self.value_head = torch.nn.utils.skip_init(torch.nn.Linear, policy.config.hidden_size, 1, device=self.device)
