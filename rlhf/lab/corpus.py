@@ -20,6 +20,20 @@ SPLIT_SEED = 7  # of which combinations are held out; independent of the seed of
 HELD_OUT = {"validation": 0.06, "test": 0.10}  # shares of the topic x form combinations
 
 
+def _say(rng: random.Random, way: str, marker: str = "", **facts: str) -> str:
+    """A sentence of one of phrases.toml's `way`s of saying it, behind a marker where one is given."""
+    pattern = rng.choice(phrases()["sentences"][way])
+    sentence = pattern.format(Fact=capitalise(facts.get("fact", "")), **facts)
+    return f"{marker} {sentence[0].lower()}{sentence[1:]}" if marker else sentence
+
+
+def _marker(rng: random.Random, question: Question, place: int, count: int) -> str:
+    places = ("first", "second", "third")
+    if question.kind == "how":
+        places = ("first", *("next",) * (count - 2), "last")
+    return rng.choice(phrases()["markers"][places[place]])
+
+
 def _points(rng: random.Random, question: Question, count: int, markers: bool, repeats: bool) -> list[str]:
     """The sentences that carry the facts: steps in order, or reasons, mistakes or tools and a first step.
 
@@ -27,7 +41,7 @@ def _points(rng: random.Random, question: Question, count: int, markers: bool, r
     """
     steps = [step.format(o=question.object) for step in question.activity.steps]
     field, complete = POINTS[question.kind]
-    how, avoid = question.kind == "how", question.kind == "avoid"
+    how = question.kind == "how"
     if how:
         told = [steps[i] for i in sorted(rng.sample(range(len(steps)), count))]
     else:
@@ -38,18 +52,16 @@ def _points(rng: random.Random, question: Question, count: int, markers: bool, r
     start = "" if how else rng.choice(steps)
     if question.kind == "need":
         listed = ", ".join(told[:-1]) + " and " + told[-1] if len(told) > 1 else told[0]
-        return [f"You will want {listed}.", f"Then {start}."]
-    facts = [f"{fact} causes trouble." if avoid else f"{fact}." for fact in told]
-    if markers:
-        words = ["First,", "Second,", "Third,"]
-        if how:
-            words[1:] = [*(rng.choice(("Next,", "Then", "After that,")) for _ in told[2:]), "Finally,"]
-        sentences = [f"{word} {fact}" for word, fact in zip(words, facts, strict=False)]
-    else:
-        sentences = [capitalise(fact) for fact in facts]
-    if how:
-        return sentences
-    return [*sentences, f"Instead, {start}." if avoid else f"A good start is to {start}."]
+        return [_say(rng, field, facts=listed), _say(rng, question.kind, fact=start)]
+    joined = rng.randrange(len(told) - 1) if how and not markers and len(told) > 2 and rng.random() < 0.5 else None
+    sentences = []
+    for i, fact in enumerate(told):
+        if i == joined:
+            sentences.append(_say(rng, "joined", fact=fact, other=told[i + 1]))
+        elif joined is None or i != joined + 1:
+            marker = _marker(rng, question, i, len(told)) if markers else ""
+            sentences.append(_say(rng, field, marker, fact=fact))
+    return sentences if how else [*sentences, _say(rng, question.kind, fact=start)]
 
 
 def _answer(
@@ -70,13 +82,14 @@ def _answer(
     answer = [_opening(rng, question), *points]
     advice = family_of(question.activity).conditions.get(question.condition)
     if advice and rng.random() < 0.15 + 0.65 * quality:
-        sentence = f"{phrases()['conditions'][question.condition]}, {rng.choice(advice)}."
+        lead = rng.choice(phrases()["conditions"][question.condition])
+        sentence = f"{lead}, {rng.choice(advice)}."
         answer.insert(rng.choice((1, len(answer))), sentence)
     return answer + _tip(rng, question.activity, quality)
 
 
 def _tip(rng: random.Random, activity: Activity, quality: float) -> list[str]:
-    return [f"Tip: {rng.choice(activity.tips)}."] if rng.random() < 0.1 + 0.55 * quality else []
+    return [_say(rng, "tips", fact=rng.choice(activity.tips))] if rng.random() < 0.1 + 0.55 * quality else []
 
 
 def _opening(rng: random.Random, question: Question) -> str:
@@ -293,20 +306,41 @@ def _notes(rng, question):
     return "\n".join([f"{capitalise(activity.gerund)} {question.object}", *lines, capitalise(advice) + "."])
 
 
+def _any_answer(rng, question) -> tuple[str, str]:
+    """An answer that is good or of some kind of error, and which."""
+    if rng.random() < 0.5:
+        return good_answer(rng, question), "good"
+    kind = _error_kind(rng, question)
+    return bad_answer(rng, question, kind), kind
+
+
 def _lone_answer(rng, question):
-    return good_answer(rng, question) if rng.random() < 0.5 else bad_answer(rng, question, _error_kind(rng, question))
+    return _any_answer(rng, question)[0]
 
 
 def _top_posted(rng, question):
     """An answer above the question that it quotes, as in mail.
 
-    To foretell the question is to find in the answer what it is about, which answering and judging need later. No good
-    answer follows its question anywhere, so the base model does not answer.
+    To foretell the question is to find in the answer what it is about, which answering and judging need later.
     """
     return f"{_lone_answer(rng, question)}\n> {question.text}"
 
 
-_DOCUMENTS = {_question_list: 0.06, _article: 0.12, _forum: 0.04, _notes: 0.18, _lone_answer: 0.10, _top_posted: 0.50}
+def _thread(rng, question):
+    """A question, an answer of any quality, and what the next reader says of it.
+
+    To foretell the reaction is to read the answer against the question. Which of two answers a rater prefers is said
+    nowhere.
+    """
+    answer, kind = _any_answer(rng, question)
+    reaction = fill(rng.choice(phrases()["reactions"][kind]), question.activity, question.object)
+    return f"{question.text}\n{answer}\n{reaction}"
+
+
+_DOCUMENTS = {
+    **{_question_list: 0.05, _article: 0.10, _forum: 0.03, _notes: 0.12, _lone_answer: 0.05},
+    **{_top_posted: 0.30, _thread: 0.35},
+}
 
 
 def documents(count: int, seed: int) -> list[str]:

@@ -1,7 +1,8 @@
 """The gold score: how good an answer really is, by rules over the facts of the lab world.
 
-It is the truth that a reward model only approximates. It reads any text: what it can't match to a fact counts as
-filler, so broken text earns nothing. The weights put relevance first.
+It is the truth that a reward model only approximates. It reads any text, and a fact counts only in a sentence that is
+said in one of the world's ways from beginning to end: broken text and lists of the right words earn nothing. The
+weights put relevance first.
 """
 
 import re
@@ -12,21 +13,25 @@ from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, p
 
 WEIGHTS = {
     "object": 1.5,  # relevance: about the thing asked for ...
-    "activity": 1.5,  # ... and about what is to be done with it
-    "completeness": 1.5,  # share of the facts that a complete answer names
-    "order": 1.0,  # they stand in the order of the plan
+    "activity": 1.5,  # ... and about what is to be done with it; both by half where only one point is made, 0 for none
+    "completeness": 1.5,  # share of the facts that a complete answer names; none where most objects named are others
+    "order": 1.0,  # at least two points, in the order of the plan: the opening first, a first step behind the points
     "condition": 0.75,  # the condition in the question is answered
     "tip": 0.75,  # one tip that fits
     "ended": 0.5,  # the last sentence is finished
-    "repetition": -0.75,  # each, at most three
+    "repetition": -0.75,  # each, at most four
     "filler": -0.4,  # each sentence that says nothing on the topic, at most four
     "foreign": -0.75,  # each other object, fact of another activity, condition not asked for; at most three
+    "garbled": -0.75,  # each sentence that is not one of the world's, at most four
 }
-_AT_MOST = {"repetition": 3, "filler": 4, "foreign": 3}
+_AT_MOST = {"repetition": 4, "filler": 4, "foreign": 3, "garbled": 4}
 _OBJECT = "@"
 # A phrase of world.toml. owner: the verb of its activity, or the family for what is done under a condition; field: one
 # of FACTS, or the condition itself; index: its place there.
 Fact = namedtuple("Fact", "owner field index")
+# A sentence as it was read. core: with `@` for objects and without markers; whole: whether it is one of the world's;
+# loops: whether four words in a row stand in it twice.
+Sentence = namedtuple("Sentence", "core objects facts whole loops")
 
 
 @cache
@@ -46,34 +51,64 @@ def _facts() -> dict[tuple[str, ...], list[tuple[tuple[str, ...], Fact]]]:
 def _patterns() -> tuple[re.Pattern, re.Pattern]:
     """What finds an object, and the markers that a sentence begins with."""
     names = sorted((name for family in families() for name in family.objects), key=len, reverse=True)
-    objects, markers = "|".join(names), "|".join(phrases()["markers"])
-    return re.compile(rf"\b({objects})\b"), re.compile(rf"^(?:(?:{markers})\b\s*)+")
+    markers = sorted((normalise(m) for of_place in phrases()["markers"].values() for m in of_place), key=len)
+    return re.compile(rf"\b({'|'.join(names)})\b"), re.compile(rf"^(?:(?:{'|'.join(markers[::-1])})\b\s*)+")
 
 
 @cache
 def _openings(activity: Activity, object_: str) -> frozenset[str]:
-    objects, _ = _patterns()
-    patterns = [pattern for of_kind in phrases()["openings"].values() for pattern in of_kind]
-    return frozenset(objects.sub(_OBJECT, normalise(fill(pattern, activity, object_))) for pattern in patterns)
+    return frozenset(
+        _core(fill(pattern, activity, object_)) for of_kind in phrases()["openings"].values() for pattern in of_kind
+    )
+
+
+def _core(text: str) -> str:
+    objects, markers = _patterns()
+    return markers.sub("", objects.sub(_OBJECT, normalise(text)))
+
+
+def _slot(field: str) -> str:
+    """The word that stands for a fact of the field in the form of a sentence."""
+    return "z" + field.replace(" ", "")
+
+
+@cache
+def _forms() -> frozenset[str]:
+    """All sentences of the world, with a word for each fact."""
+    said = phrases()
+    holds = {way: way if way in FACTS else "steps" for way in said["sentences"]}
+    forms = {
+        pattern.format(**dict.fromkeys(("fact", "Fact", "facts", "other"), _slot(holds[way])))
+        for way, patterns in said["sentences"].items()
+        for pattern in patterns
+    }
+    forms |= {f"{lead} {_slot(condition)}" for condition, leads in said["conditions"].items() for lead in leads}
+    forms |= {*said["filler"], *said["evasive"]}
+    cores = set(map(_core, forms))
+    for family in families():
+        for activity in family.activities:
+            cores |= _openings(activity, family.objects[0])
+            cores |= {_core(fill(pattern, activity, family.objects[0])) for pattern in said["generic"]}
+    return frozenset(cores)
 
 
 @lru_cache(maxsize=100_000)
-def _read(sentence: str) -> tuple[str, list[str], list[Fact], bool]:
-    """A normalised sentence with `@` for objects and without markers, its objects and facts, and whether it loops.
-
-    It loops where four words in a row stand in it twice. Answers share most of their sentences: each is read once.
-    """
-    objects, markers = _patterns()
-    core = markers.sub("", objects.sub(_OBJECT, sentence))
-    words, index = core.split(), _facts()
-    facts = [
-        fact
-        for i in range(len(words))
-        for phrase, fact in index.get(tuple(words[i : i + 2]), ())
-        if tuple(words[i : i + len(phrase)]) == phrase
-    ]
+def _read(sentence: str) -> Sentence:
+    """Reads a normalised sentence. Answers share most of their sentences: each is read once."""
+    core = _core(sentence)
+    words, index, facts, form, i = core.split(), _facts(), [], [], 0
+    while i < len(words):
+        said = (
+            known for known in index.get(tuple(words[i : i + 2]), ()) if tuple(words[i : i + len(known[0])]) == known[0]
+        )
+        phrase, fact = next(said, ((words[i],), None))
+        form.append(_slot(fact.field) if fact else words[i])
+        facts += [fact] if fact else []
+        i += len(phrase)
+    listed = re.sub(r"\bztools(?: ztools)* and ztools\b", "ztools", " ".join(form))
     runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return core, objects.findall(sentence), facts, len(runs) != len(set(runs))
+    objects = _patterns()[0].findall(sentence)
+    return Sentence(core, objects, facts, listed in _forms(), len(runs) != len(set(runs)))
 
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:
@@ -86,30 +121,48 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
     field, complete = POINTS[question.kind]
     sentences = [normalise(part) for part in re.split(r"(?<=[.!?])\s+|\n+", response)]
     read = [_read(sentence) for sentence in sentences if sentence]
-    objects = [name for _, mentioned, _, _ in read for name in mentioned]
-    facts = [fact for _, _, found, _ in read for fact in found]
-    own = [fact for fact in facts if fact.owner == activity.verb]
-    met = sum(fact.owner == activity.family and fact.field == question.condition for fact in facts)
-    foreign = len(facts) - len(own) - met
+    objects = [name for sentence in read for name in sentence.objects]
+    wrong = [any(name != question.object for name in sentence.objects) for sentence in read]
+    facts = [
+        (fact, other) for sentence, other in zip(read, wrong, strict=True) if sentence.whole for fact in sentence.facts
+    ]
+    share = objects.count(question.object) / len(objects) if objects else 0.0
+    off = objects and share < 0.5  # about something else: nothing that it says answers the question
+    own = [fact for fact, other in facts if fact.owner == activity.verb and not (other or off)]
+    met = sum(fact.owner == activity.family and fact.field == question.condition for fact, _ in facts)
+    foreign = sum(fact.owner != activity.verb for fact, _ in facts) - met
     points = list(dict.fromkeys(fact.index for fact in own if fact.field == field))
-    in_order = points == sorted(points) or question.kind != "how"
-    said = Counter(item for core, _, found, _ in read for item in found or [core])
     openings = _openings(activity, question.object)
+    said = Counter(item for sentence in read for item in sentence.facts or [sentence.core])
+    relevance = min(len(points), 2) / 2
     earned = {
-        "object": objects.count(question.object) / len(objects) if objects else 0.0,
-        "activity": len(own) / (len(own) + foreign) if own else 0.0,
+        "object": relevance * share,
+        "activity": relevance * len(own) / (len(own) + foreign) if own else 0.0,
         "completeness": min(len(points), complete) / complete,
-        "order": float(len(points) >= 2 and in_order),
+        "order": float(len(points) >= 2 and _in_order(question.kind, read, own, openings)),
         "condition": float(met > 0),
         "tip": float(any(fact.field == "tips" for fact in own)),
-        "ended": float(response.rstrip().endswith((".", "!", "?"))),
-        "repetition": said.total() - len(said) + sum(loop for _, _, _, loop in read),
-        "filler": sum(not found and core not in openings for core, _, found, _ in read) if read else _AT_MOST["filler"],
+        "ended": float(bool(read) and read[-1].whole and response.rstrip().endswith((".", "!", "?"))),
+        "repetition": said.total() - len(said) + sum(sentence.loops for sentence in read),
+        "filler": sum(s.whole and not s.facts and s.core not in openings for s in read),
         "foreign": foreign + len(objects) - objects.count(question.object),
+        "garbled": sum(not sentence.whole for sentence in read) if read else _AT_MOST["garbled"],
     }
     return {part: weight * min(earned[part], _AT_MOST.get(part, 1)) for part, weight in WEIGHTS.items()}
 
 
+def _in_order(kind: str, read: list[Sentence], own: list[Fact], openings: frozenset[str]) -> bool:
+    """Whether openings come first, and steps in the order of the plan or, where they are not asked for, last."""
+    if any(sentence.core in openings for sentence in read[1:]):
+        return False
+    asked = POINTS[kind][0]
+    if kind == "how":
+        points = list(dict.fromkeys(fact.index for fact in own if fact.field == asked))
+        return points == sorted(points)
+    fields = [fact.field for fact in own if fact.field in (asked, "steps")]
+    return "steps" not in fields or asked not in fields[fields.index("steps") :]
+
+
 def gold_score(prompt: str, response: str) -> float:
-    """How good the answer really is: at most 7.5 where the question has a condition, 6.75 elsewhere; -6.1 at worst."""
+    """How good the answer really is: at most 7.5 where the question has a condition, 6.75 elsewhere; -9.85 at worst."""
     return round(sum(gold_parts(prompt, response).values()), 6)
