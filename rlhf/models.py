@@ -29,11 +29,11 @@ def attention(profile: Profile) -> str:
 def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model and tokenizer, saved to checkpoints/<profile>/base for all later stages.
 
-    The lab's is pretrained first where it is missing. Any other comes from the Hub or a local folder, and gets a pad
+    The lab's comes with the project. Any other comes from the Hub or a local folder, and gets a pad
     token and an embedding row for it if it has none. Raises ConnectionError where it can't be loaded.
     """
     if profile.lab:
-        model, tokenizer = base_model.load_or_pretrain(profile)
+        model, tokenizer = base_model.prepare(profile)
         return model.to(runtime.device()).eval(), tokenizer
     try:
         path = download.fetch(profile.model)

@@ -26,6 +26,21 @@ def lr_scale(step: int, warmup_steps: int, total_steps: int | None = None) -> fl
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))))
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of an optimiser as tensors by name, for a safetensors file."""
+    states = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, state in states.items() for name, value in state.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put an optimiser where `optimizer_tensors` found one, all but its learning rates."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        i, name = key.split(".", 1)
+        states.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+
+
 class StageTrainer:
     """What a Trainer of transformers gets in every stage: `lr_scale` in place of its own schedules, and its own seed.
 

@@ -30,7 +30,7 @@ def _say(rng: random.Random, way: str, marker: str = "", **facts: str) -> str:
 def _marker(rng: random.Random, question: Question, place: int, count: int) -> str:
     places = ("first", "second", "third")
     if question.kind == "how":
-        places = ("first", *("next",) * (count - 2), "last")
+        places = ("begin", *("next",) * (count - 2), "last")
     return rng.choice(phrases()["markers"][places[place]])
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from rlhf import outputs
+from rlhf.training import load_optimizer_tensors, optimizer_tensors
 
-import torch
 from safetensors.torch import load_file, save_file
 
 # A resumed run may go on longer, keep other checkpoints and cut its passes otherwise; all else must be as it was.
@@ -30,11 +30,6 @@ def save(trainer) -> Path:
     if trainer.checkpoints is None:
         raise ValueError("no folder for checkpoints was given; pass checkpoints=... to PPOTrainer.")
     path = Path(trainer.checkpoints) / f"update_{trainer.update:05d}"
-    moments = {
-        f"{i}.{name}": torch.as_tensor(value)
-        for i, state in trainer.optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
     state = {
         "of": _identity(trainer),
         "update": trainer.update,
@@ -47,7 +42,7 @@ def save(trainer) -> Path:
         trainer.policy.save_pretrained(folder / "policy")
         values = {name: tensor.contiguous() for name, tensor in trainer.value_module.state_dict().items()}
         save_file(values, folder / "value.safetensors")
-        save_file(moments, folder / "optimizer.safetensors")
+        save_file(optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
         save_file({"generator": trainer.generator.get_state(), "order": trainer.order}, folder / "random.safetensors")
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     trainer.last_checkpoint = path
@@ -72,11 +67,7 @@ def resume(trainer, path: Path) -> None:
     policy = type(trainer.policy).from_pretrained(path / "policy")
     trainer.policy.load_state_dict(policy.state_dict())
     trainer.value_module.load_state_dict(load_file(path / "value.safetensors"))
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path / "optimizer.safetensors").items():
-        i, name = key.split(".", 1)
-        moments.setdefault(int(i), {})[name] = value
-    trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | {"state": moments})
+    load_optimizer_tensors(trainer.optimizer, load_file(path / "optimizer.safetensors"))
     randomness = load_file(path / "random.safetensors")
     trainer.generator.set_state(randomness["generator"])
     trainer.order, trainer.position = randomness["order"], state["position"]
