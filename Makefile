@@ -8,7 +8,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run seeds study render results publish demo jupyter test lint
+.PHONY: help setup run seeds study grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -27,6 +27,9 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 	@$(VENV)/bin/python scripts/study.py
 	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
 
+grid: $(INSTALLED)  ## search the settings of PPO on validation prompts, after make run; it resumes
+	@$(VENV)/bin/python scripts/ppo_grid.py
+
 render: $(INSTALLED)  ## run the lab profile and put what it gives into the tracked notebooks, results/ and README.md
 	@RLHF_PROFILE=lab $(VENV)/bin/python scripts/run_notebooks.py
 	@$(VENV)/bin/python scripts/render_notebooks.py
@@ -42,6 +45,9 @@ demo: $(INSTALLED)  ## a web page with the answers side by side (REPO=user/name:
 
 jupyter: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab
+
+pretrain: $(INSTALLED)  ## pretrain the lab's base model anew: one to two hours on two cores; it resumes
+	@$(VENV)/bin/python scripts/pretrain.py
 
 test: lint  ## check the style and run every test
 	@$(VENV)/bin/python -m pytest

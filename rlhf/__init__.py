@@ -3,7 +3,7 @@
 0  runtime, outputs, template, registry, download
 1  profiles, data, lab
 2  models, generation, metrics, training
-3  sft, reward, ppo
+3  pretraining, sft, reward, ppo
 4  evaluation, studies, plots
 5  hub, chat, demo, notebooks, report
 """

@@ -52,6 +52,25 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tup
     return bootstrap_interval(np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float))
 
 
+def gap_closed(
+    values: Sequence[float], baseline: Sequence[float], target: Sequence[float]
+) -> tuple[float, float, float]:
+    """The share of the way from the mean of `baseline` to that of `target` that `values` have gone: (share, low, high).
+
+    All are given for the same prompts; the 95 % interval is over prompts (bootstrap), so the way has one too. Raises
+    ValueError for unequal lengths and for no way.
+    """
+    values, baseline, target = (np.asarray(numbers, dtype=float) for numbers in (values, baseline, target))
+    if not len(values) == len(baseline) == len(target):
+        raise ValueError(f"{len(values)}, {len(baseline)} and {len(target)} numbers; give one of each per prompt.")
+    if target.mean() == baseline.mean():
+        raise ValueError("baseline and target have the same mean: there is no gap to close.")
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    gained, missing = (numbers[draws].mean(axis=1) for numbers in (values - baseline, target - baseline))
+    low, high = np.quantile(gained / missing, LIMITS)
+    return float((values - baseline).mean() / (target - baseline).mean()), float(low), float(high)
+
+
 def wins(values: Sequence[float], baseline: Sequence[float]) -> np.ndarray:
     """1 where a value beats its baseline, 0.5 where they tie, 0 elsewhere: its mean is the win rate."""
     difference = np.asarray(values, dtype=float) - np.asarray(baseline, dtype=float)

@@ -130,6 +130,17 @@ def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel
     return _merged(new_reward_model(profile, seed=0), path)
 
 
+def new_value_model(profile: Profile) -> PreTrainedModel:
+    """The start of a value model: a copy of the trained reward model whose head is zero, all of it to be trained.
+
+    It has learned to see in a text what makes a good answer (Ouyang et al. 2022 start theirs from the reward model
+    too). But it judges whole texts: what its head says of half an answer is noise larger than the reward itself.
+    """
+    model = load_reward_model(profile)
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
 def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The model with the adapter in its weights, all of which can be trained further: PEFT leaves them frozen."""
     with runtime.isolated_generator(0):  # PEFT draws weights before it loads the adapter's

@@ -11,6 +11,7 @@ import pandas as pd
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 # Column title, file, metric, digits.
+LAB_COLUMNS = ("gold score", "foreign pairs")  # the lab alone knows the truth, and its language
 COLUMNS = (
     ("ROUGE-1", "rouge.csv", "rouge1", 3),
     ("ROUGE-2", "rouge.csv", "rouge2", 3),
@@ -18,6 +19,7 @@ COLUMNS = (
     ("ends by itself", "behaviour.csv", "stop_rate_sample", 2),
     ("reward", "reward.csv", "reward", 2),
     ("gold score", "gold.csv", "gold", 2),
+    ("foreign pairs", "behaviour.csv", "foreign_pairs_sample", 3),
     ("KL from SFT", "kl.csv", "kl_from_sft", 1),
 )
 
@@ -34,7 +36,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 def results(profile: Profile, base: Path | None = None) -> str:
     """Tables of a run below `base` (this run's outputs without it): all models, PPO's paired differences, the reward
     model, the seeds, and what was published. Raises FileNotFoundError where the run has not finished."""
-    columns = [column for column in COLUMNS if profile.lab or column[1] != "gold.csv"]  # the lab alone has the truth
+    columns = [column for column in COLUMNS if profile.lab or column[0] not in LAB_COLUMNS]
     files = {name: outputs.read_csv(profile, name, base) for _, name, _, _ in columns}
     ours = [
         [registry.MODELS[key].label, *(_cell(files[name], key, metric, digits) for _, name, metric, digits in columns)]
@@ -58,6 +60,7 @@ def results(profile: Profile, base: Path | None = None) -> str:
         verdict = "up" if row.ci_low > 0 else "down" if row.ci_high < 0 else "not told apart from zero"
         difference = f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
         lines.append(f"- {registry.MODELS[row.model].label}, {row.metric}: {difference}, {verdict}")
+    lines += _gap(profile, base)
     reward = outputs.read_csv(profile, "reward_model.csv", base).set_index("metric").value
     lines += [
         "",
@@ -84,10 +87,30 @@ def results(profile: Profile, base: Path | None = None) -> str:
 def _cost(run: dict) -> str:
     """A sentence on time and memory; memory is not known on every system."""
     cost = f"The run took {sum(run['notebooks'].values()) / 60:.1f} minutes on {run['hardware']}"
-    if "pretraining" in run:
-        cost += f", {run['pretraining']['seconds'] / 60:.1f} of them for pretraining the base model"
     peaks = run.get("peak_memory_mb", {}).values()
     return cost + (f"; the largest notebook took {max(peaks):,} MB of memory." if peaks else ".")
+
+
+def _gap(profile: Profile, base: Path | None) -> list[str]:
+    """How far the gold score of the policies is from that of the references; nothing for real data."""
+    if not profile.lab:
+        return []
+    gold, gap = outputs.read_csv(profile, "gold.csv", base), outputs.read_csv(profile, "gold_gap.csv", base)
+    mean = gold[gold.metric == "gold"].set_index("model")["mean"]
+    wins = gold[gold.metric == "win_rate_vs_sft"].set_index("model")
+    lines = [
+        "",
+        f"The references' gold score is {mean.reference:.2f}; full SFT reaches {mean.sft_full / mean.reference:.2f} of "
+        f"it. Foreign pairs: the share of sampled sentences with a word or pair of words that the corpus never has.",
+        "",
+    ]
+    for row in gap.itertuples():
+        won, label = wins.loc[row.model], registry.MODELS[row.model].label
+        lines.append(
+            f"- {label} closes {row.share:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}] of the gap to the references, and "
+            f"wins {won['mean']:.2f} [{won.ci_low:.2f}, {won.ci_high:.2f}] against SFT by gold."
+        )
+    return lines
 
 
 def _seeds(profile: Profile, base: Path | None) -> list[str]:

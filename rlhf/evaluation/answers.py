@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rlhf import generation, metrics, outputs
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.generation import Answer
+from rlhf.lab.fluency import foreign_pairs
 from rlhf.profiles import Profile
 
 import numpy as np
@@ -67,6 +68,8 @@ def evaluate_answers(
         rouge |= {f"{metric}{suffix}": values for metric, values in scores.items()}
         behaviour[f"stop_rate{suffix}"] = [answer.ended for answer in answers[decoding]]
         behaviour[f"words{suffix}"] = [len(text.split()) for text in texts]
+    if profile.lab:
+        behaviour["foreign_pairs_sample"] = foreign_pairs(profile, [answer.text for answer in answers["sample"]])
     rows = metrics.summary_rows(name, behaviour)
     for n in (1, 2):  # diversity of all texts together: one number, so no interval over prompts
         value = metrics.distinct_n([answer.text for answer in answers["sample"]], n)

@@ -30,7 +30,7 @@ _OBJECT = "@"
 # of FACTS, or the condition itself; index: its place there.
 Fact = namedtuple("Fact", "owner field index")
 # A sentence as it was read. core: with `@` for objects and without markers; whole: whether it is one of the world's;
-# loops: whether four words in a row stand in it twice.
+# loops: whether four words in a row stand in it twice and it is not whole (two steps of the world may share words).
 Sentence = namedtuple("Sentence", "core objects facts whole loops")
 
 
@@ -62,9 +62,13 @@ def _openings(activity: Activity, object_: str) -> frozenset[str]:
     )
 
 
+def mask_objects(text: str) -> str:
+    """The normalised text with one word, `@`, for each object of the world."""
+    return _patterns()[0].sub(_OBJECT, normalise(text))
+
+
 def _core(text: str) -> str:
-    objects, markers = _patterns()
-    return markers.sub("", objects.sub(_OBJECT, normalise(text)))
+    return _patterns()[1].sub("", mask_objects(text))
 
 
 def _slot(field: str) -> str:
@@ -108,7 +112,8 @@ def _read(sentence: str) -> Sentence:
     listed = re.sub(r"\bztools(?: ztools)* and ztools\b", "ztools", " ".join(form))
     runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     objects = _patterns()[0].findall(sentence)
-    return Sentence(core, objects, facts, listed in _forms(), len(runs) != len(set(runs)))
+    whole = listed in _forms()
+    return Sentence(core, objects, facts, whole, not whole and len(runs) != len(set(runs)))
 
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from rlhf.profiles import Profile
 import nbformat
 
 PACKAGE = Path(rlhf.__file__).parent
+DATA = (".toml", ".md", ".json", ".safetensors")
 INPUTS = ("model", "dataset", "published")  # settings that may be a local path; they count by what lies there
 
 
@@ -63,8 +64,8 @@ def is_finished(notebook: Path, profile: Profile) -> bool:
 def imported_files(code: str, folder: Path, package: Path = PACKAGE) -> set[Path]:
     """The files of this repository that `code` imports, directly or through others, and the data beside them.
 
-    Those are modules of the package and modules in `folder`. What a package holds beside its modules, like a table or a
-    template, belongs to it.
+    Those are modules of the package and modules in `folder`. What a package holds beside its modules, like a table, a
+    template or the folder of a model, belongs to it.
     """
     found: set[Path] = set()
     waiting = [code]
@@ -73,7 +74,7 @@ def imported_files(code: str, folder: Path, package: Path = PACKAGE) -> set[Path
         found |= new
         waiting += [file.read_text(encoding="utf-8") for file in sorted(new)]
     folders = {module.parent for module in found if module.is_relative_to(package)}
-    data = {file for path in folders for file in path.iterdir() if file.suffix in (".toml", ".md")}
+    data = {file for path in folders for file in (*path.iterdir(), *path.glob("base/*")) if file.suffix in DATA}
     return found | data - {package / "profiles.toml"}  # the settings count one by one
 
 

@@ -85,11 +85,11 @@ def paired(frame: pd.DataFrame) -> Figure:
 
 
 @style.draws("model metric mean ci_low ci_high")
-def gold_parts(frame: pd.DataFrame) -> Figure:
-    """The parts of the gold score by model; rows of other metrics are left out."""
+def gold_parts(frame: pd.DataFrame, title: str = "Parts of the gold score (mean with 95 % interval)") -> Figure:
+    """The parts of the gold score by model, or what they have gained; rows of other metrics are left out."""
     frame = style.check(frame[frame.metric.isin(list(WEIGHTS))])
     parts = [part for part in WEIGHTS if part in set(frame.metric)]
-    figure, (axes,) = style.new_panels("Parts of the gold score (mean with 95 % interval)", 1.6 + 0.45 * len(parts))
+    figure, (axes,) = style.new_panels(title, 1.6 + 0.45 * len(parts))
     style.zero_line(axes)
     _group_points(axes, frame, parts, style.series_of(frame.model), across=True)
     style.name_rows(axes, parts)

@@ -12,9 +12,12 @@ UPDATE = {"linewidth": 0.8, "alpha": 0.45, "marker": ".", "markersize": 3}
 MEAN = {"linewidth": 2.2}
 
 
-@style.draws("model episode reward reward_minus_kl kl entropy value_loss clip_fraction response_length stop_rate")
+@style.draws(
+    "model episode reward reward_minus_kl kl entropy value_loss clip_fraction response_length stop_rate "
+    "explained_variance"
+)
 def ppo_curves(frame: pd.DataFrame) -> Figure:
-    """PPO over its episodes, one row per update of each model."""
+    """PPO over its episodes, one row per update of each model; explained_variance may be missing for a model."""
     panels = {
         ("reward", "reward_minus_kl"): ("reward", "deviations of SFT answers"),
         ("kl",): ("KL from the reference policy", "nats per answer"),
@@ -23,10 +26,11 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
         ("clip_fraction",): ("clipped by the policy loss", "share of tokens"),
         ("response_length",): ("length of an answer", "tokens"),
         ("stop_rate",): ("stopped by themselves", "share of answers"),
+        ("explained_variance",): ("variance explained by the value function", "share of the returns'"),
     }
     series = style.each_series(frame.sort_values("episode"), "model")
     names = " and ".join(look["label"] for _, look in series)
-    figure, grid = style.new_panels(f"{names} over the episodes of training", 8.6, 4, 2, sharex=True)
+    figure, grid = style.new_panels(f"{names} over the episodes of training", 9.4, 4, 2, sharex=True)
     for rows, look in series:
         means = rows.rolling(RUNNING, center=True, min_periods=1, on="episode").mean(numeric_only=True)
         for axes, columns in zip(grid, panels, strict=False):
@@ -39,12 +43,14 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
         style.ticks(axes.xaxis, 5, integer=True)
         style.ticks(axes.yaxis, 5)
     grid[6].set_ylim(*style.SHARES)
-    for axes in grid[5:7]:  # the lowest of each column
+    grid[7].axhline(0, color=style.BLACK, linewidth=1, zorder=1.5)
+    grid[7].set_ylim(top=1)
+    if frame.explained_variance.isna().all():  # TRL does not log it
+        grid[7].axis("off")
+    for axes in grid[5:]:  # the lowest of each column
         axes.set_xlabel("episodes")
         axes.tick_params(labelbottom=True)
-    grid[7].axis("off")
-    grid[7].legend(handles=_curve_handles([look for _, look in series]), loc="center left")
-    return figure
+    return style.legend(figure, _curve_handles([look for _, look in series]))
 
 
 def _curve_handles(styles: list[dict]) -> list[Line2D]:

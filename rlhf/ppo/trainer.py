@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from rlhf import runtime
 from rlhf.generation import encode_prompts, head_logits, left_padded, sample, uniform_draws
 from rlhf.ppo import algorithm, checkpoint
+from rlhf.ppo.experience import Experience, Rollout
 from rlhf.ppo.settings import Settings
 from rlhf.training import lr_scale
 
@@ -22,17 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 RewardFunction = Callable[[list[str], list[str], list[bool]], Sequence[float]]
 # Nats per token, on average. Rounding of the trunk to bfloat16 gives some hundredths.
 LARGEST_SAMPLER_GAP = 0.1
-
-
-class Rollout(NamedTuple):
-    """What the policy answered to a batch of prompts. (batch, tokens) are the tokens of the answers."""
-
-    sequences: torch.Tensor  # (batch, prompt + tokens), prompts padded on the left, answers on the right
-    attention: torch.Tensor  # the same shape: 1 on prompt and answer
-    responses: torch.Tensor  # (batch, tokens)
-    mask: torch.Tensor  # (batch, tokens): 1 up to and including EOS
-    ended: torch.Tensor  # (batch,): whether there is an EOS
-    sampler_logprobs: torch.Tensor  # (batch, tokens): what the sampler took for the log-probabilities of the tokens
 
 
 class PPOTrainer:
@@ -148,9 +137,29 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """One update: rollout, scores, advantages, gradient steps. Returns its row of the curve."""
         settings = self.settings
-        indices = self._next_prompts()
+        experience = self.experience(self._next_prompts(), draws=f"{settings.seed} update {self.update}")
+        learning = {"kl_coef": self.kl_coef, "learning_rate": settings.learning_rate * self.lr_scale}
+        row = {"update": self.update + 1, "episode": (self.update + 1) * settings.batch_size}
+        row |= experience.row | learning
+        self._check_finite(row)
+        row |= self.optimise(*experience[:-1])
+        if settings.kl_target is not None:
+            self.kl_coef = algorithm.adapted_kl_coef(
+                self.kl_coef, row["kl"], settings.kl_target, settings.batch_size, settings.kl_horizon
+            )
+        self.update += 1
+        self.rows.append(row)
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(f"ppo/{name}", value, row["episode"])
+            self.writer.flush()
+        return row
+
+    def experience(self, indices: Sequence[int], draws: str) -> Experience:
+        """Answers to the prompts of these indices, and their advantages and returns; nothing is trained."""
+        settings = self.settings
         with self._timed("generation"):
-            rollout = self.generate(indices, draws=f"{settings.seed} update {self.update}")
+            rollout = self.generate(indices, draws)
         with self._timed("scoring"):
             scores = self.score([self.prompts[i] for i in indices], rollout)
             old_logprobs, values = self.compute_logprobs_and_values(rollout)
@@ -164,8 +173,6 @@ class PPOTrainer:
         if settings.whiten_advantages:
             advantages = algorithm.masked_whiten(advantages, mask)
         row = {
-            "update": self.update + 1,
-            "episode": (self.update + 1) * settings.batch_size,
             "reward": scores.mean().item(),
             "kl": kl_k1.mean().item(),
             "kl_k3": kl_k3.mean().item(),
@@ -174,22 +181,8 @@ class PPOTrainer:
             "explained_variance": algorithm.explained_variance(values, returns, value_mask),
             "response_length": mask.sum(dim=1).float().mean().item(),
             "stop_rate": rollout.ended.float().mean().item(),
-            "kl_coef": self.kl_coef,
-            "learning_rate": settings.learning_rate * self.lr_scale,
         }
-        self._check_finite(row)
-        row |= self.optimise(rollout, old_logprobs, values, advantages, returns)
-        if settings.kl_target is not None:
-            self.kl_coef = algorithm.adapted_kl_coef(
-                self.kl_coef, row["kl"], settings.kl_target, settings.batch_size, settings.kl_horizon
-            )
-        self.update += 1
-        self.rows.append(row)
-        if self.writer:
-            for name, value in row.items():
-                self.writer.add_scalar(f"ppo/{name}", value, row["episode"])
-            self.writer.flush()
-        return row
+        return Experience(rollout, old_logprobs, values, advantages, returns, row)
 
     def _next_prompts(self) -> list[int]:
         """The next batch, in a random order that visits every prompt before any comes again.

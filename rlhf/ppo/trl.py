@@ -98,8 +98,8 @@ def make_trainer(
 def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
     """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate.
 
-    kl is in nats per answer, entropy in nats per token. The entropy is the mean surprise of the sampled tokens: TRL's
-    own average (policy/entropy_avg) counts padding as if it were answer.
+    kl is in nats per answer, entropy in nats per token, explained_variance NaN: TRL does not log it. The entropy is the
+    mean surprise of the sampled tokens: TRL's own average (policy/entropy_avg) counts padding as if it were answer.
     """
     names = {
         "episode": "episode",
@@ -117,4 +117,4 @@ def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
     rollouts = pd.DataFrame(trainer.rollouts)  # as many of equal size for each update
     rollouts = rollouts.groupby(rollouts.index // (len(rollouts) // len(curve))).mean()
     curve["entropy"] = [entry["objective/entropy"] for entry in logged] / rollouts.response_length
-    return curve.join(rollouts)
+    return curve.join(rollouts).assign(explained_variance=float("nan"))
