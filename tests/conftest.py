@@ -64,7 +64,7 @@ def base_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def profile_with_base(profile, base_checkpoint) -> Profile:
-    """The smoke profile after the first notebook's pretraining: 2 layers of width 32."""
+    """The smoke profile after the first notebook: its base has 2 layers of width 32 and random weights."""
     shutil.copytree(base_checkpoint, outputs.checkpoint_path(profile, "base"))
     return profile
 
@@ -185,7 +185,9 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def with_lab(profile: Profile, **settings) -> Profile:
-    """The profile with other settings of its lab world."""
+    """The profile with other settings of its lab world; `pretraining` is a dict of those that change."""
+    if "pretraining" in settings:
+        settings["pretraining"] = dataclasses.replace(profile.lab.pretraining, **settings["pretraining"])
     return dataclasses.replace(profile, lab=dataclasses.replace(profile.lab, **settings))
 
 

@@ -103,6 +103,13 @@ def test_stopping_length_and_diversity_are_written_as_counted_by_hand(profile):
     assert behaviour.query("metric == 'distinct_1_sample'").ci_low.isna().all()
 
 
+def test_foreign_pairs_of_sampled_answers_are_written_for_the_lab_alone(profile):
+    _, behaviour = write(profile)
+    assert value(behaviour, "foreign_pairs_sample") == 1  # "a b a b" and "a c" are no English of the lab
+    _, behaviour = write(dataclasses.replace(profile, lab=None), "ppo")
+    assert behaviour.query("model == 'ppo' and metric == 'foreign_pairs_sample'").empty
+
+
 def test_predictions_are_those_of_the_published_decoding(profile):
     write(profile)
     assert outputs.read_json(profile, "predictions_base.json") == [

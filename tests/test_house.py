@@ -12,7 +12,7 @@ FLOORS = (
     ("runtime", "outputs", "template", "registry", "download"),
     ("profiles", "data", "lab"),
     ("models", "generation", "metrics", "training"),
-    ("sft", "reward", "ppo"),
+    ("pretraining", "sft", "reward", "ppo"),
     ("evaluation", "studies", "plots"),
     ("hub", "chat", "demo", "notebooks", "report"),
 )

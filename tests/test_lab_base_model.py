@@ -1,23 +1,25 @@
-"""The lab's base model: its tokenizer loses nothing, pretraining learns, and its checkpoint is used only if it fits."""
+"""The lab's base model: its tokenizer loses nothing, the shipped one is loaded as it is, and only where it fits."""
 
+import csv
 import dataclasses
-import json
 import math
+import random
+import re
 
-from rlhf import outputs
+from rlhf import models, outputs, pretraining
 from rlhf.lab import base_model
 from rlhf.lab.corpus import documents
+from rlhf.profiles import load_profile
 from rlhf.template import format_prompt
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import with_lab
-
-
-def loss_of(model, tokenizer, texts) -> float:
-    rows = base_model._rows(texts, tokenizer, 64)
-    with torch.no_grad():
-        return model(input_ids=rows, labels=rows).loss.item()
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def weights(model) -> torch.Tensor:
@@ -64,8 +66,6 @@ def test_words_of_the_template_are_whole_tokens(tokenizer):
 
 
 def test_tokenizer_is_the_same_after_saving(tokenizer, tmp_path):
-    from transformers import AutoTokenizer
-
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS.values():
@@ -73,136 +73,161 @@ def test_tokenizer_is_the_same_after_saving(tokenizer, tmp_path):
     assert (again.pad_token_id, again.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
 
 
-def test_rows_hold_whole_texts_each_ended_by_eos_and_little_padding(tokenizer):
-    texts = documents(200, seed=0)
-    whole = [(*tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in texts]
-    length = 2 * max(map(len, whole))
-    rows = base_model._rows(texts, tokenizer, length)
-    found = []
-    for row in rows.tolist():
-        tokens = row[: row.index(tokenizer.pad_token_id)] if tokenizer.pad_token_id in row else row
-        assert set(row[len(tokens) :]) <= {tokenizer.pad_token_id}
-        ends = [i + 1 for i, token in enumerate(tokens) if token == tokenizer.eos_token_id]
-        assert ends[-1] == len(tokens)
-        found += [tuple(tokens[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-    assert sorted(found) == sorted(whole)
-    assert (rows != tokenizer.pad_token_id).float().mean() > 0.9
+@pytest.fixture
+def shipped(profile, tmp_path, monkeypatch):
+    """A profile whose base is shipped, and the model in the shipped folder: that of the smoke profile."""
+    tokenizer = base_model.train_tokenizer(documents(300, seed=0), profile.lab.vocabulary, profile.lab.context)
+    model = base_model.new_model(profile.lab, tokenizer, seed=5)
+    losses = pd.DataFrame({"step": [4], "tokens": [40], "loss": [7.0], "validation_loss": [7.0], "seconds": [1.0]})
+    monkeypatch.setattr(base_model, "SHIPPED", tmp_path / "shipped")
+    pretraining.ship(profile, model, tokenizer, losses, base_model.SHIPPED)
+    return with_lab(profile, pretrained=True), model
 
 
-def test_no_two_rows_would_fit_into_one(tokenizer):
-    texts = documents(200, seed=0)
-    length = max(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
-    used = (base_model._rows(texts, tokenizer, length) != tokenizer.pad_token_id).sum(1).sort().values
-    assert used[0] + used[1] > length
+def test_shipped_base_is_given_in_float32_with_its_tokenizer(shipped):
+    profile, shipped_model = shipped
+    model, tokenizer = base_model.prepare(profile)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(weights(model), weights(shipped_model).half().float())
+    assert not model.training and model.config._attn_implementation == base_model.CPU_ATTENTION
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base_model.SHIPPED).get_vocab()
+    assert (tokenizer.pad_token_id, tokenizer.model_max_length) == (model.config.pad_token_id, profile.lab.context)
 
 
-def test_text_longer_than_a_row_loses_its_end(tokenizer):
-    text = max(documents(20, seed=0), key=len)
-    (row,) = base_model._rows([text], tokenizer, 16).tolist()
-    assert row == tokenizer(text)["input_ids"][:16]
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_prepared_base_is_saved_as_the_checkpoint_of_the_profile(shipped, pretrained):
+    profile = with_lab(shipped[0], pretrained=pretrained)
+    model, tokenizer = base_model.prepare(profile)
+    path = outputs.checkpoint_path(profile, "base")
+    saved = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    assert saved.dtype == torch.float32 and torch.equal(weights(saved), weights(model))
+    assert torch.equal(weights(models.load_base(profile)), weights(model))
+    assert AutoTokenizer.from_pretrained(path)(TEXTS["answer"]) == tokenizer(TEXTS["answer"])
 
 
-def test_pretraining_lowers_the_loss(profile):
-    trained = {}
-    for steps in (1, 60):
-        longer = with_lab(dataclasses.replace(profile, max_steps=None), pretraining_steps=steps, pretraining_batch=8)
-        trained[steps] = base_model.pretrain(longer)
-    new = documents(60, seed=99)
-    before, after = (loss_of(*trained[steps], new) for steps in (1, 60))
-    assert before == pytest.approx(math.log(len(trained[1][1])), abs=0.3)  # uniform over the vocabulary
-    assert after < before - 1
+def test_checkpoint_of_another_base_is_replaced(shipped):
+    profile, _ = shipped
+    random_one, _ = base_model.prepare(with_lab(profile, pretrained=False))
+    shipped_one, _ = base_model.prepare(profile)
+    assert not torch.equal(weights(random_one), weights(shipped_one))
+    assert torch.equal(weights(models.load_base(profile)), weights(shipped_one))
 
 
-def test_pretrained_model_has_the_shape_of_the_profile(profile, base_checkpoint):
-    from transformers import AutoModelForCausalLM
-
-    config = AutoModelForCausalLM.from_pretrained(base_checkpoint).config
-    assert (config.n_layer, config.n_embd, config.n_head) == (profile.lab.layers, profile.lab.width, profile.lab.heads)
-    assert (config.n_positions, config.vocab_size) == (profile.lab.context, profile.lab.vocabulary)
-    assert config.pad_token_id != config.eos_token_id
+def test_shipped_base_does_not_depend_on_the_seed(shipped):
+    profile, _ = shipped
+    first, _ = base_model.prepare(profile)
+    other, _ = base_model.prepare(dataclasses.replace(profile, seed=profile.seed + 1))
+    assert torch.equal(weights(first), weights(other))
 
 
-def test_pretraining_is_cut_short_by_max_steps_and_says_how_long_it_was(profile):
-    base_model.pretrain(dataclasses.replace(profile, max_steps=2))
-    run = outputs.read_json(profile, "run.json")
-    assert run["pretraining"]["steps"] == 2
-    assert run["pretraining"]["seconds"] >= 0
+@pytest.mark.parametrize("setting", ["layers", "width", "heads", "vocabulary", "context"])
+def test_shipped_base_of_another_size_than_the_profile_asks_for_is_refused(shipped, setting):
+    profile, _ = shipped
+    size = getattr(profile.lab, setting)
+    with pytest.raises(ValueError, match=rf"{size}.*the smoke profile asks for others.*make pretrain"):
+        base_model.prepare(with_lab(profile, **{setting: 2 * size}))
+    assert not outputs.checkpoint_path(profile, "base").exists()
 
 
-def test_same_seed_gives_the_same_weights(profile):
-    first, _ = base_model.pretrain(profile)
-    torch.rand(5)  # what was drawn before must not matter
-    again, _ = base_model.pretrain(profile)
-    other, _ = base_model.pretrain(dataclasses.replace(profile, seed=profile.seed + 1))
+def test_shipped_base_serves_a_profile_that_pretrains_or_samples_in_another_way(shipped):
+    profile, model = shipped
+    other = with_lab(profile, pairs=(10, 5, 5), documents=7, pretraining={"steps": 1, "learning_rate": 1.0})
+    assert torch.equal(weights(base_model.prepare(other)[0]), weights(model).half().float())
+
+
+def test_smoke_base_has_random_weights_of_the_size_of_the_profile(profile, base_checkpoint):
+    model, tokenizer = base_model.prepare(profile)
+    config, lab = model.config, profile.lab
+    assert (config.n_layer, config.n_embd, config.n_head) == (lab.layers, lab.width, lab.heads)
+    assert (config.n_positions, config.vocab_size) == (lab.context, lab.vocabulary)
+    assert config.pad_token_id == tokenizer.pad_token_id != config.eos_token_id == tokenizer.eos_token_id
+    assert torch.equal(weights(model), weights(AutoModelForCausalLM.from_pretrained(base_checkpoint)))
+    rows = pretraining._rows(documents(60, seed=99), tokenizer, 64)
+    with torch.no_grad():
+        loss = pretraining._loss(model, tokenizer, rows).item()
+    assert loss == pytest.approx(math.log(len(tokenizer)), abs=0.3)  # uniform over the vocabulary
+
+
+def test_smoke_base_is_the_same_for_the_same_seed_whatever_was_drawn_before(profile):
+    first, _ = base_model.prepare(profile)
+    torch.rand(5)
+    again, _ = base_model.prepare(profile)
+    other, _ = base_model.prepare(dataclasses.replace(profile, seed=profile.seed + 1))
     assert torch.equal(weights(first), weights(again))
     assert not torch.equal(weights(first), weights(other))
 
 
-@pytest.fixture
-def pretrained(monkeypatch):
-    """Count how often a model is pretrained."""
-    calls, pretrain = [], base_model.pretrain
-    monkeypatch.setattr(base_model, "pretrain", lambda profile: calls.append(profile) or pretrain(profile))
-    return calls
+def test_smoke_tokenizer_learns_from_no_more_documents_than_it_needs(profile, monkeypatch):
+    asked = []
+    monkeypatch.setattr(base_model, "documents", lambda count, seed: asked.append((count, seed)) or documents(300, 0))
+    base_model.prepare(profile)
+    base_model.prepare(dataclasses.replace(with_lab(profile, documents=10**6), seed=3))
+    assert asked == [(profile.lab.documents, profile.seed), (base_model.TOKENIZER_DOCUMENTS, 3)]
 
 
-def test_checkpoint_is_used_again(profile_with_base, pretrained):
-    model, tokenizer = base_model.load_or_pretrain(profile_with_base)
-    assert pretrained == []
-    again, _ = base_model.load_or_pretrain(profile_with_base)
-    assert torch.equal(weights(model), weights(again))
-    assert tokenizer.pad_token_id == model.config.pad_token_id
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_preparing_leaves_the_global_generators_as_they_were(shipped, pretrained):
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    base_model.prepare(with_lab(shipped[0], pretrained=pretrained))
+    assert (random.getstate(), str(np.random.get_state())) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_checkpoint_serves_a_profile_with_another_number_of_pairs(profile_with_base, pretrained):
-    base_model.load_or_pretrain(with_lab(profile_with_base, pairs=(10, 5, 5)))
-    assert pretrained == []
+# The folder that is committed; until `make pretrain` has written it there is nothing to look at.
+real = pytest.mark.skipif(not base_model.SHIPPED.exists(), reason="rlhf/lab/base is missing: make pretrain writes it")
+LAB = load_profile("lab")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda p: dataclasses.replace(p, seed=p.seed + 1),
-        lambda p: dataclasses.replace(p, max_steps=p.max_steps - 1),
-        lambda p: with_lab(p, width=64),
-        lambda p: with_lab(p, vocabulary=1024),
-        lambda p: with_lab(p, documents=401),
-    ],
-    ids=["seed", "max_steps", "width", "vocabulary", "documents"],
-)
-def test_checkpoint_that_was_made_with_other_settings_is_replaced(profile_with_base, pretrained, change):
-    changed = change(profile_with_base)
-    model, tokenizer = base_model.load_or_pretrain(changed)
-    assert pretrained == [changed]
-    assert (model.config.n_embd, len(tokenizer)) == (changed.lab.width, changed.lab.vocabulary)
-    base_model.load_or_pretrain(changed)
-    assert len(pretrained) == 1
+@real
+def test_the_real_base_has_the_size_that_the_lab_profile_asks_for(profile):
+    model, tokenizer = base_model.prepare(dataclasses.replace(profile, lab=LAB.lab))  # it refuses any other
+    assert len(tokenizer) == LAB.lab.vocabulary and tokenizer.model_max_length == LAB.lab.context
+    assert 3e6 < model.num_parameters() < 8e6
+    assert torch.isfinite(weights(model)).all()
 
 
-def test_checkpoint_without_its_settings_is_not_trusted(profile_with_base, pretrained):
-    path = outputs.checkpoint_path(profile_with_base, "base") / "lab.json"
-    assert json.loads(path.read_text())["seed"] == profile_with_base.seed
-    path.unlink()
-    base_model.load_or_pretrain(profile_with_base)
-    assert len(pretrained) == 1 and path.exists()
+@real
+def test_the_real_base_is_16_bit_and_small_enough_for_a_repository():
+    path = base_model.SHIPPED / "model.safetensors"
+    assert path.stat().st_size <= 16 * 2**20
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert {p.name for p in base_model.SHIPPED.iterdir()} >= {"README.md", "loss.csv", "config.json", "tokenizer.json"}
+    assert not [p.name for p in base_model.SHIPPED.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
-def test_every_step_of_pretraining_has_a_learning_rate_above_zero(profile, monkeypatch):
-    rates = []
-    step = torch.optim.AdamW.step
-
-    def recorded(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
-    base_model.pretrain(dataclasses.replace(with_lab(profile, pretraining_steps=40), max_steps=None))
-    highest = profile.lab.pretraining_learning_rate
-    assert len(rates) == 40 and rates[0] == pytest.approx(highest / 25) and 0 < rates[-1] < highest / 100
-    assert max(rates) == pytest.approx(highest, rel=0.1)
+@real
+def test_the_real_tokenizer_has_a_pad_token_of_its_own_and_loses_nothing():
+    tokenizer = AutoTokenizer.from_pretrained(base_model.SHIPPED)
+    config = AutoModelForCausalLM.from_pretrained(base_model.SHIPPED).config
+    assert tokenizer.pad_token_id == config.pad_token_id != tokenizer.eos_token_id == config.eos_token_id
+    for text in TEXTS.values():
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_pretraining_leaves_the_global_generators_as_they_were(profile):
-    before = torch.get_rng_state()
-    base_model.pretrain(profile)
-    assert torch.equal(torch.get_rng_state(), before)
+@real
+def test_the_real_card_says_how_the_base_was_made_and_what_its_loss_is():
+    card = (base_model.SHIPPED / "README.md").read_text(encoding="utf-8")
+    rows = list(csv.DictReader((base_model.SHIPPED / "loss.csv").open(encoding="utf-8")))
+    said, perplexity = re.search(
+        r"loss on documents that it never saw is ([\d.]+) .*perplexity of ([\d.]+);", card
+    ).groups()
+    loss, steps, tokens = (float(rows[-1][name]) for name in ("validation_loss", "step", "tokens"))
+    assert float(said) == pytest.approx(loss, abs=0.0006)
+    assert float(perplexity) == pytest.approx(math.exp(loss), rel=1e-3)
+    settings = LAB.lab.pretraining
+    assert (steps, tokens) == (settings.steps, settings.steps * settings.batch_size * settings.tokens)
+    assert f"{int(steps):,} steps" in card and f"{int(tokens):,} tokens" in card
+    assert f"{LAB.lab.documents:,} documents" in card and f"with seed {LAB.seed}:" in card
+    for name, value in (vars(LAB.lab) | vars(settings)).items():
+        assert f"| {name} | {value} |" in card or name in ("pairs", "pretrained", "pretraining")
+
+
+@real
+def test_the_real_base_foretells_documents_that_it_never_saw_as_well_as_its_card_says():
+    model, tokenizer = (kind.from_pretrained(base_model.SHIPPED) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    rows = pretraining._rows(documents(60, LAB.seed + 1), tokenizer, LAB.lab.pretraining.tokens)
+    measured = pretraining._validation_loss(model.float().eval(), tokenizer, rows, batch_size=2)
+    said = float(list(csv.DictReader((base_model.SHIPPED / "loss.csv").open(encoding="utf-8")))[-1]["validation_loss"])
+    assert measured == pytest.approx(said, rel=0.1)  # of 60 documents instead of all

@@ -1,12 +1,13 @@
 """The lab corpus: repeatable, its splits apart, its rater as noisy as it says, and not solvable by length."""
 
 import hashlib
+import itertools
 import math
 import random
 import re
 from collections import Counter
 
-from rlhf.lab import corpus, gold_parts, gold_score
+from rlhf.lab import WEIGHTS, corpus, gold_parts, gold_score
 from rlhf.lab.corpus import ERROR_KINDS, combinations, documents, preference_table
 from rlhf.lab.world import POINTS, families, fill, normalise, parse_question, phrases, questions
 from rlhf.metrics import length_rule, wins
@@ -238,31 +239,170 @@ def test_good_answers_are_about_the_question_and_of_mixed_quality():
     assert min(scores) > 3 and np.std(scores) > 0.3  # PPO needs room to improve on them
 
 
+def counted(question, answer) -> dict[str, float]:
+    """The parts of the gold score in units of their weights."""
+    return {part: value / WEIGHTS[part] for part, value in gold_parts(question.text, answer).items()}
+
+
+def makes_no_point(parts) -> bool:
+    return parts["object"] == parts["activity"] == parts["completeness"] == parts["order"] == parts["tip"] == 0
+
+
+def says_nothing(parts) -> bool:
+    return makes_no_point(parts | {"tip": 0}) and parts["filler"] == 4
+
+
 @pytest.mark.parametrize(
     ("kind", "holds"),
     [
-        ("cut_off", lambda q, answer: not answer.endswith((".", "!", "?"))),
-        ("wrong_object", lambda q, answer: q.object not in answer.lower()),
-        ("off_topic", lambda q, answer: q.object not in answer.lower()),
-        ("repetitive", lambda q, answer: gold_parts(q.text, answer)["repetition"] < 0),
-        ("wrong_action", lambda q, answer: gold_score(q.text, answer) < 3),
+        ("cut_off", lambda q, answer, parts: not answer.endswith((".", "!", "?")) and parts["ended"] == 0),
+        ("wrong_object", lambda q, answer, parts: q.object not in answer.lower() and makes_no_point(parts)),
+        ("off_topic", lambda q, answer, parts: q.object not in answer.lower() and makes_no_point(parts)),
+        ("wrong_action", lambda q, answer, parts: q.object in answer.lower() and makes_no_point(parts)),
+        ("repetitive", lambda q, answer, parts: parts["repetition"] >= 1),
+        ("rambling", lambda q, answer, parts: says_nothing(parts)),
+        ("evasive", lambda q, answer, parts: says_nothing(parts)),
+        ("generic", lambda q, answer, parts: says_nothing(parts)),
+        ("fewer_steps", lambda q, answer, parts: parts["completeness"] == 1 / POINTS[q.kind][1]),
+        ("disordered", lambda q, answer, parts: parts["order"] == 0 and parts["completeness"] >= 1 / 2),
+        ("weaker", lambda q, answer, parts: parts["filler"] <= 1 and parts["order"] == 1),
     ],
 )
 def test_bad_answers_have_the_error_of_their_kind(kind, holds):
     rng = random.Random(0)
-    asked = rng.sample(questions(), 200)
-    assert [q.text for q in asked if not holds(q, corpus.bad_answer(rng, q, kind))] == []
+    asked = rng.sample([q for q in questions() if kind != "disordered" or q.kind == "how"], 200)
+    answers = [(question, corpus.bad_answer(rng, question, kind)) for question in asked]
+    assert [answer for q, answer in answers if not holds(q, answer, counted(q, answer))] == []
+
+
+SAMPLES = 3000
+
+
+def test_good_answers_have_no_fault_but_what_they_leave_out():
+    rng = random.Random(0)
+    for question in rng.choices(questions(), k=SAMPLES):
+        answer = corpus.good_answer(rng, question)
+        parts = counted(question, answer)
+        assert [parts[part] for part in ("object", "activity", "order", "ended")] == [1, 1, 1, 1], answer
+        assert [parts[part] for part in ("repetition", "filler", "foreign", "garbled")] == [0, 0, 0, 0], answer
+        assert parts["completeness"] >= 1 / 2, answer
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ERROR_KINDS if kind != "cut_off"])
+def test_every_sentence_of_every_kind_of_bad_answer_is_whole(kind):
+    rng = random.Random(0)
+    asked = [question for question in questions() if kind != "disordered" or question.kind == "how"]
+    answers = [(question, corpus.bad_answer(rng, question, kind)) for question in rng.choices(asked, k=SAMPLES)]
+    assert [answer for q, answer in answers if counted(q, answer)["garbled"] or answer[-1] not in ".?"] == []
+
+
+def test_an_answer_that_is_cut_off_has_one_garbled_sentence_or_none_where_the_cut_falls_behind_one():
+    rng = random.Random(0)
+    garbled = Counter(
+        counted(question, corpus.bad_answer(rng, question, "cut_off"))["garbled"]
+        for question in rng.choices(questions(), k=SAMPLES)
+    )
+    assert set(garbled) == {0, 1} and garbled[1] > 4 * garbled[0]
+
+
+def sentences_of(answer: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+", answer)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Questions and sentences of good answers to them."""
+    rng = random.Random(0)
+    return [(q, sentences_of(corpus.good_answer(rng, q))) for q in rng.choices(questions(), k=SAMPLES)]
+
+
+def marker_of(sentence: str) -> str:
+    """The longest marker that the sentence begins with."""
+    every = itertools.chain(*phrases()["markers"].values())
+    return max((marker for marker in every if sentence.startswith(f"{marker} ")), key=len, default="")
+
+
+def test_markers_stand_at_their_places(answers):
+    markers, seen = phrases()["markers"], {"how": set(), "why": set(), "avoid": set()}
+    for question, said in answers:
+        used = list(filter(None, map(marker_of, said)))
+        if question.kind in seen and used:
+            places = ["first", "second", "third"][: len(used)]
+            if question.kind == "how":
+                places = ["begin", *["next"] * (len(used) - 2), "last"]
+            assert all(marker in markers[place] for marker, place in zip(used, places, strict=True)), said
+            seen[question.kind].update(used)
+    assert seen["how"] == {marker for place in ("begin", "next", "last") for marker in markers[place]}
+    assert seen["why"] == seen["avoid"] == {m for place in ("first", "second", "third") for m in markers[place]}
+
+
+def test_every_opening_lead_and_way_of_saying_a_fact_is_used(answers):
+    text = "\n".join(sentence for _, said in answers for sentence in said)
+    for way, patterns in phrases()["sentences"].items():
+        for pattern in set(patterns) - {"{Fact}."}:
+            words = re.sub(r"\\{\w+\\}", ".+", re.escape(pattern))
+            assert re.search(f"{words}$", text, re.MULTILINE | re.IGNORECASE), (way, pattern)
+    for lead in itertools.chain(*phrases()["conditions"].values()):
+        assert f"\n{lead}, " in text, lead
+    for question, said in answers:
+        assert said[0] in {fill(p, question.activity, question.object) for p in phrases()["openings"][question.kind]}
+
+
+def test_joined_steps_are_in_the_order_of_the_plan_and_in_answers_without_markers(answers):
+    joined = []
+    for question, said in answers:
+        steps = [step.format(o=question.object) for step in question.activity.steps]
+        for sentence in said:
+            told = sorted((sentence.lower().index(step), i) for i, step in enumerate(steps) if step in sentence.lower())
+            if len(told) > 1:
+                assert told[0][1] < told[1][1] and len(told) == 2, sentence
+                assert not any(map(marker_of, said)), said
+                joined.append(question.kind)
+    assert len(joined) > 100 and set(joined) == {"how"}
+
+
+def test_a_thread_is_a_question_an_answer_and_what_fits_to_say_of_its_kind(monkeypatch):
+    rng, drawn, any_answer = random.Random(0), [], corpus._any_answer
+    monkeypatch.setattr(corpus, "_any_answer", lambda *given: drawn.append(any_answer(*given)) or drawn[-1])
+    for question in rng.choices(questions(), k=2000):
+        asked, answer, reaction = corpus._thread(rng, question).split("\n")
+        said, kind = drawn[-1]
+        assert (asked, answer) == (question.text, said)
+        assert reaction in {fill(text, question.activity, question.object) for text in phrases()["reactions"][kind]}
+        assert kind != "good" or gold_score(question.text, answer) > 5
+    kinds = Counter(kind for _, kind in drawn)
+    assert set(kinds) == {"good", *ERROR_KINDS}
+    assert kinds["good"] / 2000 == pytest.approx(1 / 2, abs=0.05)
+    assert kinds["repetitive"] / 2000 == pytest.approx(ERROR_KINDS["repetitive"] / 2, abs=0.04)
+
+
+def test_every_sort_of_document_is_written_as_often_as_its_share_says(texts):
+    assert sum(corpus._DOCUMENTS.values()) == pytest.approx(1)
+    asked = {normalise(question.text) for question in questions()}
+    reactions = itertools.chain(*phrases()["reactions"].values())
+    ends = re.compile("|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(text)) for text in reactions))
+    lines = [text.split("\n") for text in texts]
+    found = {
+        corpus._thread: [len(t) == 3 and normalise(t[0]) in asked and bool(ends.fullmatch(t[2])) for t in lines],
+        corpus._top_posted: [len(t) == 2 and t[1].startswith("> ") and normalise(t[1]) in asked for t in lines],
+        corpus._question_list: [len(t) in (3, 4) and all(normalise(line) in asked for line in t) for t in lines],
+        corpus._forum: ["I tried to" in text and "last week." in text for text in texts],
+        corpus._notes: [len(t) == 8 for t in lines],
+    }
+    for sort, is_one in found.items():
+        share = corpus._DOCUMENTS[sort]
+        assert abs(np.mean(is_one) - share) < 4 * math.sqrt(share * (1 - share) / len(texts)) + 0.005, sort
 
 
 def test_a_mixed_up_answer_is_the_good_one_but_for_one_sentence():
-    leads, conditions = corpus.phrases()["conditions"], []
+    leads, conditions = tuple(itertools.chain(*phrases()["conditions"].values())), []
     for seed, question in enumerate(random.Random(0).sample(questions(), 200)):
         good = corpus._answer(random.Random(seed), question)
         mixed = corpus.mixed_up(random.Random(seed), question)
         different = [(own, other) for own, other in zip(good, mixed, strict=True) if own != other]
         assert len(different) == 1
         assert gold_score(question.text, " ".join(mixed)) < gold_score(question.text, " ".join(good))
-        conditions += [question for lead in leads.values() if different[0][1].startswith(lead)]
+        conditions += [question] if different[0][1].startswith(leads) else []
     assert conditions and all(question.condition for question in conditions)
 
 

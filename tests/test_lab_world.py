@@ -2,8 +2,10 @@
 
 import itertools
 import re
+import string
 from collections import Counter
 
+from rlhf.lab.corpus import ERROR_KINDS
 from rlhf.lab.world import POINTS, capitalise, families, family_of, fill, normalise, parse_question, phrases, questions
 
 import pytest
@@ -14,6 +16,8 @@ OBJECTS = [name for family in families() for name in family.objects]
 PHRASES = [phrase for a in ACTIVITIES for field in FACTS for phrase in getattr(a, field)] + [
     phrase for family in families() for answers in family.conditions.values() for phrase in answers
 ]
+MARKERS = [marker for of_place in phrases()["markers"].values() for marker in of_place]
+SENTENCES = phrases()["sentences"]
 
 
 def repeated(values) -> list:
@@ -76,13 +80,52 @@ def test_two_or_three_steps_name_the_object_and_no_other_fact_does():
 
 
 def test_no_fact_begins_with_a_marker_which_the_judge_would_strip():
-    markers = tuple(f"{marker} " for marker in phrases()["markers"])
+    markers = tuple(f"{normalise(marker)} " for marker in MARKERS)
+    assert len(markers) > 15 and all(marker[:-1] for marker in markers)
     assert [phrase for phrase in PHRASES if phrase.startswith(markers)] == []
 
 
-def test_every_condition_has_a_way_to_answer_it():
+def test_markers_stand_by_the_place_of_a_sentence_and_are_read_the_same_in_any_case():
+    assert list(phrases()["markers"]) == ["begin", "next", "last", "first", "second", "third"]
+    for of_place in phrases()["markers"].values():
+        assert len(of_place) >= 3 and not repeated(of_place)
+    assert [m for m in MARKERS if not re.fullmatch(r"[A-Z][a-z ]+,?", m)] == []
+
+
+def test_every_condition_has_several_leads_of_its_own():
     used = {condition for family in families() for condition in family.conditions}
-    assert used <= set(phrases()["conditions"])
+    assert used == set(phrases()["conditions"])
+    leads = phrases()["conditions"].values()
+    assert all(len(of_condition) >= 3 for of_condition in leads)
+    assert repeated(normalise(lead) for of_condition in leads for lead in of_condition) == []
+
+
+def placeholders(pattern: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(pattern) if name]
+
+
+def test_every_way_of_saying_a_fact_has_its_place_for_it_and_ends_in_a_full_stop():
+    assert set(SENTENCES) == {*FACTS, "joined", *(kind for kind in POINTS if kind != "how")}
+    holds = {"joined": ["Fact", "other"], "tools": ["facts"]}
+    for way, patterns in SENTENCES.items():
+        assert patterns and not repeated(patterns)
+        for pattern in patterns:
+            found = placeholders(pattern)
+            assert found == holds.get(way, found[:1]) and found in (["fact"], ["Fact"], ["Fact", "other"], ["facts"])
+            assert pattern.endswith(".") and pattern.count(".") == 1
+            assert pattern.startswith("{Fact}") == ("Fact" in found)  # else a fact would stand there in lower case
+
+
+def test_facts_that_are_no_sentence_never_stand_alone():
+    alone = [way for way, patterns in SENTENCES.items() if "{Fact}." in patterns]
+    assert sorted(alone) == ["reasons", "steps"]  # the others are "crowding the tray", "a wide oven tray", ...
+
+
+def test_a_reader_has_something_to_say_of_every_kind_of_answer():
+    assert set(phrases()["reactions"]) == {"good", *ERROR_KINDS}
+    for kind, reactions in phrases()["reactions"].items():
+        assert len(reactions) >= 2 and not repeated(reactions), kind
+        assert all(set(placeholders(text)) <= {"verb", "gerund", "object"} for text in reactions)
 
 
 def test_wording_has_patterns_for_every_kind_of_question():
@@ -93,8 +136,10 @@ def test_wording_has_patterns_for_every_kind_of_question():
         assert len(phrases()[name]) >= 7 and not repeated(phrases()[name])
 
 
-def test_wording_of_bad_answers_holds_no_fact_and_no_object():
-    for text in itertools.chain(phrases()["filler"], phrases()["evasive"], phrases()["generic"]):
+def test_wording_around_facts_and_of_bad_answers_holds_no_fact_and_no_object():
+    wording = [*phrases()["filler"], *phrases()["evasive"], *phrases()["generic"], *MARKERS]
+    wording += itertools.chain(*SENTENCES.values(), *phrases()["conditions"].values(), *phrases()["reactions"].values())
+    for text in wording:
         words = f" {normalise(text)} "
         assert [p for p in [*PHRASES, *OBJECTS] if f" {normalise(p)} " in words] == []
 

@@ -312,3 +312,18 @@ def test_over_optimisation_is_not_claimed_where_both_rise_or_only_noise_differs(
 def test_over_optimisation_refuses_curves_of_other_prompts():
     with pytest.raises(ValueError, match="same points"):
         metrics.over_optimisation(np.zeros((3, 10)), np.zeros((3, 8)))
+
+
+def test_gap_closed_is_the_share_of_the_way_from_baseline_to_target():
+    values, baseline, target = np.array([2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0]), np.array([5.0, 6.0, 7.0])
+    assert metrics.gap_closed(values, baseline, target) == pytest.approx((0.25, 0.25, 0.25))
+    assert metrics.gap_closed(baseline, baseline, target)[0] == 0
+    share, low, high = metrics.gap_closed([2, 1, 6, 0], [1, 2, 3, 0], [3, 4, 5, 4])
+    assert low < share == pytest.approx(3 / 10) < high
+
+
+def test_gap_needs_a_way_and_equally_many_numbers():
+    with pytest.raises(ValueError, match="no gap to close"):
+        metrics.gap_closed([1, 2], [3, 4], [4, 3])
+    with pytest.raises(ValueError, match="2, 2 and 1 numbers"):
+        metrics.gap_closed([1, 2], [3, 4], [4])

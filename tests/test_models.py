@@ -321,6 +321,14 @@ def test_saved_reward_model_keeps_its_scores_and_its_head_exactly(profile_with_s
     assert all(parameter.requires_grad for parameter in loaded.parameters())  # PPO's value function starts from it
 
 
+def test_value_model_starts_as_the_trained_reward_model_with_a_head_of_zeros_and_learns(profile_with_all):
+    reward_model, value_model = (f(profile_with_all) for f in (models.load_reward_model, models.new_value_model))
+    assert not value_model.score.weight.any() and reward_model.score.weight.any()
+    trunks = [{n: p for n, p in m.named_parameters() if "score" not in n} for m in (reward_model, value_model)]
+    assert all(torch.equal(weight, trunks[1][name]) for name, weight in trunks[0].items())
+    assert all(parameter.requires_grad for parameter in value_model.parameters())
+
+
 def test_merged_reward_model_keeps_its_scores_when_it_is_saved_whole(profile_with_sft, tmp_path):
     tokenizer = models.load_tokenizer(profile_with_sft)
     outputs.save_checkpoint(profile_with_sft, "reward_model_final", trained_reward_model(profile_with_sft, tokenizer))

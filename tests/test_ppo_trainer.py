@@ -244,3 +244,14 @@ def test_trainer_leaves_the_global_generators_as_they_were(stage):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     make(stage).train()
     assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+
+
+def test_experience_is_what_a_step_learns_from_and_trains_nothing(stage):
+    trainer, other = make(stage), make(stage)
+    row = trainer.step()
+    before = [p.detach().clone() for p in other.parameters]
+    order = other._next_prompts()
+    experience = other.experience(order, draws=f"{SETTINGS.seed} update 0")
+    assert {name: row[name] for name in experience.row} == experience.row
+    assert all(torch.equal(old, new) for old, new in zip(before, other.parameters, strict=True))
+    assert other.update == 0 and other.rows == []

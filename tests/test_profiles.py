@@ -48,7 +48,9 @@ def test_unknown_name_is_refused_and_the_known_ones_are_listed(monkeypatch, wher
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_no_setting_can_be_changed(name):
-    for part in (load_profile(name), load_profile(name).sft.lora, load_profile(name).decoding):
+    profile = load_profile(name)
+    nested = [profile.lab, profile.lab.pretraining] if profile.lab else []
+    for part in (profile, profile.sft.lora, profile.decoding, *nested):
         with pytest.raises(dataclasses.FrozenInstanceError):
             part.__setattr__(dataclasses.fields(part)[0].name, None)
     hash(load_profile(name))  # a list or dict inside could be changed, and has no hash
@@ -133,9 +135,21 @@ def test_settings_fit_together(name):
     assert (profile.lab is None) == (profile.model != "lab") == (profile.dataset != "lab")
     if profile.lab:
         assert profile.lab.width % profile.lab.heads == 0
-        assert profile.lab.pretraining_tokens <= profile.lab.context
+        pretraining = profile.lab.pretraining
+        assert 0 < pretraining.tokens <= profile.lab.context and 0 < pretraining.learning_rate < 1
+        assert min(pretraining.steps, pretraining.batch_size, profile.lab.documents) > 0
         assert max(profile.sft.max_length, profile.reward.max_length) <= profile.lab.context
         assert profile.eval_prompts <= profile.lab.pairs[2]
+
+
+def test_base_of_the_lab_is_the_shipped_one_and_that_of_smoke_is_not():
+    assert {name: load_profile(name).lab.pretrained for name in ("smoke", "lab")} == {"smoke": False, "lab": True}
+
+
+def test_tables_within_tables_become_settings_of_their_own():
+    lab = load_profile("lab")
+    assert isinstance(lab.lab.pretraining, profiles.PretrainingSettings)
+    assert isinstance(lab.sft.lora, profiles.LoraSettings)
 
 
 def test_gpt2_profile_decodes_as_published():
@@ -177,13 +191,14 @@ def test_set_up_makes_the_folders_of_the_outputs(profile):
 
 
 def test_setting_that_no_profile_has_is_refused_by_name():
-    table = {"lab": {"pairs": [1, 2, 3], "layeers": 3}}
-    with pytest.raises(TypeError, match="layeers"):
-        profiles._built(profiles.LabSettings, table["lab"])
+    for table in ({"pairs": [1, 2, 3], "layeers": 3}, {"pretraining": {"layeers": 3}}):
+        with pytest.raises(TypeError, match="layeers"):
+            profiles._built(profiles.LabSettings, table)
 
 
 def test_profile_that_is_based_on_another_takes_what_it_does_not_say(monkeypatch):
     lab, smoke = load_profile("lab"), load_profile("smoke")
     assert smoke.sft.lora == lab.sft.lora and smoke.sft.batch_size != lab.sft.batch_size
     assert smoke.lab.context == lab.lab.context and smoke.lab.layers != lab.lab.layers
+    assert smoke.lab.pretraining == lab.lab.pretraining
     assert load_profile("larger").sft.lora.targets == "all-linear" and load_profile("larger").sft.lora.r == 16

@@ -42,9 +42,12 @@ def decode(profile: Profile, model, tokenizer, prompts: list[str], decoding: str
     return generation.generate_answers(model, tokenizer, prompts, **options)
 
 
-def draw(profile: Profile, model, tokenizer, prompts: list[str]) -> list[Answer]:
-    """DRAWS sampled answers to each prompt: round after round over all prompts, the first as `decode` gives it."""
-    rounds = [dataclasses.replace(profile, seed=profile.seed + 1000 * i) for i in range(DRAWS)]
+def draw(profile: Profile, model, tokenizer, prompts: list[str], times: int | None = None) -> list[Answer]:
+    """Sampled answers to each prompt, DRAWS unless `times` says how many: round after round over all prompts.
+
+    The first round is what `decode` gives; fewer rounds are the start of more.
+    """
+    rounds = [dataclasses.replace(profile, seed=profile.seed + 1000 * i) for i in range(times or DRAWS)]
     return [answer for of in rounds for answer in decode(of, model, tokenizer, prompts, "sample")]
 
 

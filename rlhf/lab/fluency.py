@@ -12,7 +12,7 @@ from rlhf.lab.gold import mask_objects
 
 import numpy as np
 
-DOCUMENTS = 20_000  # of the pretraining text, beside the training pairs
+DOCUMENTS = 20_000  # of the pretraining text at most, beside the training pairs
 EDGE = "|"  # the start and the end of a sentence are words too
 
 
@@ -26,16 +26,16 @@ def _sentences(text: str) -> list[list[tuple[str, str]]]:
 
 
 @cache
-def _known(size: int, seed: int) -> frozenset[tuple[str, str]]:
+def _known(size: int, count: int, seed: int) -> frozenset[tuple[str, str]]:
     pairs = preference_table("train", size, seed)
     pairs = pairs[pairs.error != "cut_off"]  # what is cut off ends anywhere
-    texts = [*documents(DOCUMENTS, seed), *pairs.chosen, *pairs.rejected]
+    texts = [*documents(count, seed), *pairs.chosen, *pairs.rejected]
     return frozenset(pair for text in texts for sentence in _sentences(text) for pair in sentence)
 
 
 def foreign_pairs(profile, responses: list[str]) -> np.ndarray:
     """The share of each response's sentences that have a foreign word or pair: (responses,); 0 where it is empty."""
-    known = _known(profile.lab.pairs[0], profile.seed)
+    known = _known(profile.lab.pairs[0], min(DOCUMENTS, profile.lab.documents), profile.seed)
     shares = []
     for response in responses:
         sentences = _sentences(response)

@@ -1,0 +1,67 @@
+"""The search over PPO's settings: its rule, what it resumes, and that the settings in use are what it chose."""
+
+import dataclasses
+import itertools
+
+from rlhf import outputs
+from rlhf.profiles import load_profile
+from rlhf.studies import ppo_grid
+
+import pandas as pd
+import pytest
+from conftest import stage_module
+
+
+def table(*rows):
+    return pd.DataFrame(rows, columns=["trainer", "learning_rate", "reward", "kl"])
+
+
+def test_highest_reward_within_the_budget_is_chosen_for_each_trainer():
+    most = ppo_grid.KL_BUDGET
+    rows = table(
+        ("scratch", 1e-4, 0.5, most / 2), ("scratch", 2e-4, 0.7, most), ("scratch", 4e-4, 0.9, most + 0.1),
+        ("trl", 1e-4, 0.8, 1.0), ("trl", 2e-4, 0.6, 1.0),
+    )  # fmt: skip
+    assert ppo_grid.chosen(rows, "scratch").learning_rate == 2e-4
+    assert ppo_grid.chosen(rows, "trl").learning_rate == 1e-4
+
+
+def test_a_grid_that_always_goes_too_far_is_refused():
+    with pytest.raises(ValueError, match=r"no run of trl .* search lower learning rates"):
+        ppo_grid.chosen(table(("trl", 1e-4, 0.5, 100.0), ("scratch", 1e-4, 0.5, 1.0)), "trl")
+
+
+def test_every_run_that_is_missing_is_made_once_and_the_chosen_rows_are_marked(profile, monkeypatch):
+    made = []
+
+    class Search:
+        def __init__(self, _):
+            pass
+
+        def measure(self, trainer, changes):
+            made.append((trainer, *changes.values()))
+            return {"reward": changes["learning_rate"], "kl": 1.0}
+
+    monkeypatch.setattr(ppo_grid, "_Search", Search)
+    found = ppo_grid.run(profile)
+    assert made == [
+        (t, *v) for t, v in itertools.product(ppo_grid.TRAINERS, itertools.product(*ppo_grid.GRID.values()))
+    ]
+    assert found.groupby("trainer").chosen.sum().to_dict() == {"scratch": 1, "trl": 1}
+    assert (found[found.chosen].learning_rate == max(ppo_grid.GRID["learning_rate"])).all()
+    outputs.write_csv(profile, ppo_grid.FILE, found.drop(index=[1, 5]))
+    again, count = ppo_grid.run(profile), len(made)
+    assert made[-2:] == [made[1], made[5]] and len(again) == len(found)
+    ppo_grid.run(profile)
+    assert len(made) == count
+
+
+def test_settings_in_use_are_those_that_the_committed_search_chose():
+    lab = load_profile("lab")
+    committed = outputs.read_csv(lab, ppo_grid.FILE, outputs.REFERENCE)
+    config = stage_module("03_ppo_alignment/ppo_config.py")
+    for trainer in ppo_grid.TRAINERS:
+        best = ppo_grid.chosen(committed, trainer)
+        used = dataclasses.asdict(config["get_settings"](lab, trainer))
+        assert {name: used[name] for name in ppo_grid.GRID} == {name: best[name] for name in ppo_grid.GRID}, trainer
+        assert committed[committed.chosen & (committed.trainer == trainer)].index.tolist() == [best.name]
