@@ -29,6 +29,7 @@ def test_probes_are_made_of_the_chosen_answers_as_their_names_say():
         "with another answer after it": "One two. Three four. Another.",
         "another prompt's answer": "Another.",
         "words in another order": "One Three four. two.",
+        "its keywords": "three, four.",
     }
 
 
