@@ -202,6 +202,7 @@ def ppo_frame(random) -> pd.DataFrame:
             "clip_fraction": random.uniform(0.02, 0.12, 24),
             "response_length": 58 + 8 * time + random.normal(0, 1.5, 24),
             "stop_rate": np.minimum(0.95 + 0.06 * time + random.normal(0, 0.01, 24), 1),
+            "explained_variance": 0.5 * time - 0.1 + random.normal(0, 0.03, 24),
         }
     )
 

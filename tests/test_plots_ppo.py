@@ -1,5 +1,6 @@
 """The figures of PPO's training show the numbers of their frames."""
 
+from rlhf import plots
 from rlhf.registry import MODELS
 
 import numpy as np
@@ -15,6 +16,14 @@ def test_ppo_curves_show_each_update_and_the_running_mean_of_five():
         np.testing.assert_allclose(thick.get_ydata()[10], rows.kl[8:13].mean())
         assert thick.get_color() == MODELS[model].colour
     assert len(panels(example("ppo_curves"))[0].lines) == 8
+
+
+def test_explained_variance_has_a_panel_where_it_is_known():
+    frame = EXAMPLES["ppo_curves"][0]
+    shown = panels(example("ppo_curves"))[7]
+    np.testing.assert_allclose(shown.lines[0].get_ydata(), frame[frame.model == "ppo"].explained_variance)
+    unknown = plots.ppo_curves(frame.assign(explained_variance=np.nan))
+    assert len(panels(unknown)) == len(panels(example("ppo_curves"))) - 1
 
 
 def test_clipped_objective_has_a_panel_for_each_sign_and_marks_the_range_that_still_earns():

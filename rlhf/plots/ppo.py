@@ -26,7 +26,7 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
         ("clip_fraction",): ("clipped by the policy loss", "share of tokens"),
         ("response_length",): ("length of an answer", "tokens"),
         ("stop_rate",): ("stopped by themselves", "share of answers"),
-        ("explained_variance",): ("variance explained by the value function", "share of the returns'"),
+        ("explained_variance",): ("explained by the value function", "share of variance"),
     }
     series = style.each_series(frame.sort_values("episode"), "model")
     names = " and ".join(look["label"] for _, look in series)
@@ -45,12 +45,14 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
     grid[6].set_ylim(*style.SHARES)
     grid[7].axhline(0, color=style.BLACK, linewidth=1, zorder=1.5)
     grid[7].set_ylim(top=1)
+    lowest = [grid[6], grid[7]]
     if frame.explained_variance.isna().all():  # TRL does not log it
         grid[7].axis("off")
-    for axes in grid[5:]:  # the lowest of each column
+        lowest[1] = grid[5]
+    for axes in lowest:
         axes.set_xlabel("episodes")
         axes.tick_params(labelbottom=True)
-    return style.legend(figure, _curve_handles([look for _, look in series]))
+    return style.legend(figure, _curve_handles([look for _, look in series]), columns=3)
 
 
 def _curve_handles(styles: list[dict]) -> list[Line2D]:
