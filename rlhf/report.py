@@ -38,6 +38,7 @@ def results(profile: Profile, base: Path | None = None) -> str:
     model, the seeds, and what was published. Raises FileNotFoundError where the run has not finished."""
     columns = [column for column in COLUMNS if profile.lab or column[0] not in LAB_COLUMNS]
     files = {name: outputs.read_csv(profile, name, base) for _, name, _, _ in columns}
+    columns = [column for column in columns if column[2] in set(files[column[1]].metric)]  # of an earlier run: not all
     ours = [
         [registry.MODELS[key].label, *(_cell(files[name], key, metric, digits) for _, name, metric, digits in columns)]
         for key in registry.POLICIES
@@ -93,7 +94,7 @@ def _cost(run: dict) -> str:
 
 def _gap(profile: Profile, base: Path | None) -> list[str]:
     """How far the gold score of the policies is from that of the references; nothing for real data."""
-    if not profile.lab:
+    if not profile.lab or not (outputs.evaluation_dir(profile, base) / "gold_gap.csv").exists():
         return []
     gold, gap = outputs.read_csv(profile, "gold.csv", base), outputs.read_csv(profile, "gold_gap.csv", base)
     mean = gold[gold.metric == "gold"].set_index("model")["mean"]
