@@ -1,5 +1,6 @@
 """A study of the smoke profile and a reward model for it, for the tests of rlhf.studies."""
 
+import copy
 import dataclasses
 
 from rlhf import models, outputs
@@ -19,5 +20,5 @@ def small_proxy(study, monkeypatch):
     """A proxy, and all others of the test too, whose reward model is the SFT policy with an untrained head."""
     model = models.new_reward_model(study.profile, seed=3)
     model.score.weight.data = torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(models, "load_reward_model", lambda profile, which: model.eval())
+    monkeypatch.setattr(models, "load_reward_model", lambda profile, which="final": copy.deepcopy(model).eval())
     return common.Proxy(study, "final")

@@ -173,12 +173,10 @@ def test_preparing_leaves_the_global_generators_as_they_were(shipped, pretrained
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-# The folder that is committed; until `make pretrain` has written it there is nothing to look at.
-real = pytest.mark.skipif(not base_model.SHIPPED.exists(), reason="rlhf/lab/base is missing: make pretrain writes it")
+# From here on the folder that is committed.
 LAB = load_profile("lab")
 
 
-@real
 def test_the_real_base_has_the_size_that_the_lab_profile_asks_for(profile):
     model, tokenizer = base_model.prepare(dataclasses.replace(profile, lab=LAB.lab))  # it refuses any other
     assert len(tokenizer) == LAB.lab.vocabulary and tokenizer.model_max_length == LAB.lab.context
@@ -186,7 +184,6 @@ def test_the_real_base_has_the_size_that_the_lab_profile_asks_for(profile):
     assert torch.isfinite(weights(model)).all()
 
 
-@real
 def test_the_real_base_is_16_bit_and_small_enough_for_a_repository():
     path = base_model.SHIPPED / "model.safetensors"
     assert path.stat().st_size <= 16 * 2**20
@@ -197,7 +194,6 @@ def test_the_real_base_is_16_bit_and_small_enough_for_a_repository():
     assert not [p.name for p in base_model.SHIPPED.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
-@real
 def test_the_real_tokenizer_has_a_pad_token_of_its_own_and_loses_nothing():
     tokenizer = AutoTokenizer.from_pretrained(base_model.SHIPPED)
     config = AutoModelForCausalLM.from_pretrained(base_model.SHIPPED).config
@@ -206,7 +202,6 @@ def test_the_real_tokenizer_has_a_pad_token_of_its_own_and_loses_nothing():
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@real
 def test_the_real_card_says_how_the_base_was_made_and_what_its_loss_is():
     card = (base_model.SHIPPED / "README.md").read_text(encoding="utf-8")
     rows = list(csv.DictReader((base_model.SHIPPED / "loss.csv").open(encoding="utf-8")))
@@ -215,7 +210,7 @@ def test_the_real_card_says_how_the_base_was_made_and_what_its_loss_is():
     ).groups()
     loss, steps, tokens = (float(rows[-1][name]) for name in ("validation_loss", "step", "tokens"))
     assert float(said) == pytest.approx(loss, abs=0.0006)
-    assert float(perplexity) == pytest.approx(math.exp(loss), rel=1e-3)
+    assert float(perplexity) == pytest.approx(math.exp(loss), abs=0.006)  # it has two digits
     settings = LAB.lab.pretraining
     assert (steps, tokens) == (settings.steps, settings.steps * settings.batch_size * settings.tokens)
     assert f"{int(steps):,} steps" in card and f"{int(tokens):,} tokens" in card
@@ -224,7 +219,6 @@ def test_the_real_card_says_how_the_base_was_made_and_what_its_loss_is():
         assert f"| {name} | {value} |" in card or name in ("pairs", "pretrained", "pretraining")
 
 
-@real
 def test_the_real_base_foretells_documents_that_it_never_saw_as_well_as_its_card_says():
     model, tokenizer = (kind.from_pretrained(base_model.SHIPPED) for kind in (AutoModelForCausalLM, AutoTokenizer))
     rows = pretraining._rows(documents(60, LAB.seed + 1), tokenizer, LAB.lab.pretraining.tokens)

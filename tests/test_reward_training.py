@@ -23,11 +23,11 @@ def exact(monkeypatch):
 
 @pytest.fixture
 def reward_trainer(profile_with_sft, monkeypatch):
-    """A trainer on pairs that the last word tells apart, which a few steps are enough to learn."""
+    """A trainer on pairs that every word tells apart, which a few steps are enough to learn with random weights."""
     settings = dataclasses.replace(profile_with_sft.reward, learning_rate=2e-2, mismatched_first=0.0)
     profile = dataclasses.replace(profile_with_sft, max_steps=24, reward=settings)
     easy = {
-        name: rows.map(lambda row: {"chosen": f"{row['chosen'][:40]} yes", "rejected": f"{row['chosen'][:40]} no"})
+        name: rows.map(lambda row: {"chosen": "yes " * 20, "rejected": "no " * 20})
         for name, rows in load_preferences(profile).items()
     }
     monkeypatch.setattr(reward_pairs, "load_preferences", lambda _: easy)
