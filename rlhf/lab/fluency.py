@@ -4,11 +4,11 @@ A measure of fluency that knows nothing of what is true or asked for. All object
 about a held-out combination is not foreign for its object.
 """
 
-import re
 from functools import cache
 
 from rlhf.lab.corpus import documents, preference_table
 from rlhf.lab.gold import mask_objects
+from rlhf.lab.world import sentences
 
 import numpy as np
 
@@ -19,9 +19,9 @@ EDGE = "|"  # the start and the end of a sentence are words too
 def _sentences(text: str) -> list[list[tuple[str, str]]]:
     """The pairs of neighbouring words of each sentence."""
     found = []
-    for part in re.split(r"(?<=[.!?])\s+|\n+", text):
-        if words := mask_objects(part).split():
-            found.append(list(zip([EDGE, *words], [*words, EDGE], strict=True)))
+    for sentence in sentences(text):
+        words = mask_objects(sentence).split()
+        found.append(list(zip([EDGE, *words], [*words, EDGE], strict=True)))
     return found
 
 
@@ -38,6 +38,6 @@ def foreign_pairs(profile, responses: list[str]) -> np.ndarray:
     known = _known(profile.lab.pairs[0], min(DOCUMENTS, profile.lab.documents), profile.seed)
     shares = []
     for response in responses:
-        sentences = _sentences(response)
-        shares.append(np.mean([not known.issuperset(pairs) for pairs in sentences]) if sentences else 0.0)
+        said = _sentences(response)
+        shares.append(np.mean([not known.issuperset(pairs) for pairs in said]) if said else 0.0)
     return np.array(shares)

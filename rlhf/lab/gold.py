@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict, namedtuple
 from functools import cache, lru_cache
 
-from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases
+from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases, sentences
 
 WEIGHTS = {
     "object": 1.5,  # relevance: about the thing asked for ...
@@ -124,8 +124,7 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
     question = parse_question(prompt)
     activity = question.activity
     field, complete = POINTS[question.kind]
-    sentences = [normalise(part) for part in re.split(r"(?<=[.!?])\s+|\n+", response)]
-    read = [_read(sentence) for sentence in sentences if sentence]
+    read = [_read(sentence) for sentence in sentences(response)]
     objects = [name for sentence in read for name in sentence.objects]
     wrong = [any(name != question.object for name in sentence.objects) for sentence in read]
     facts = [
@@ -144,7 +143,7 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
         "object": relevance * share,
         "activity": relevance * len(own) / (len(own) + foreign) if own else 0.0,
         "completeness": min(len(points), complete) / complete,
-        "order": float(len(points) >= 2 and _in_order(question.kind, read, own, openings)),
+        "order": float(len(points) >= 2 and _in_order(question.kind, read, own, points, openings)),
         "condition": float(met > 0),
         "tip": float(any(fact.field == "tips" for fact in own)),
         "ended": float(bool(read) and read[-1].whole and response.rstrip().endswith((".", "!", "?"))),
@@ -156,13 +155,12 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
     return {part: weight * min(earned[part], _AT_MOST.get(part, 1)) for part, weight in WEIGHTS.items()}
 
 
-def _in_order(kind: str, read: list[Sentence], own: list[Fact], openings: frozenset[str]) -> bool:
+def _in_order(kind: str, read: list[Sentence], own: list[Fact], points: list[int], openings: frozenset[str]) -> bool:
     """Whether openings come first, and steps in the order of the plan or, where they are not asked for, last."""
     if any(sentence.core in openings for sentence in read[1:]):
         return False
     asked = POINTS[kind][0]
     if kind == "how":
-        points = list(dict.fromkeys(fact.index for fact in own if fact.field == asked))
         return points == sorted(points)
     fields = [fact.field for fact in own if fact.field in (asked, "steps")]
     return "steps" not in fields or asked not in fields[fields.index("steps") :]

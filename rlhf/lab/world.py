@@ -104,6 +104,11 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[a-z]+", text.lower()))
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, normalised; those without a word are left out."""
+    return [sentence for part in re.split(r"(?<=[.!?])\s+|\n+", text) if (sentence := normalise(part))]
+
+
 @cache
 def _questions_by_text() -> dict[str, Question]:
     return {normalise(question.text): question for question in questions()}
