@@ -10,10 +10,10 @@ import torch
 from conftest import ppo_settings
 
 
-def small_study(profile):
+def small_study(profile, split="test"):
     """The study of a run whose fine-tuned policy is the base; `profile` is that of the fixture profile_with_sft."""
     outputs.update_run(profile, ppo=dataclasses.asdict(ppo_settings(profile)))
-    return common.Study(profile)
+    return common.Study(profile, split)
 
 
 def small_proxy(study, monkeypatch):

@@ -3,10 +3,13 @@
 import itertools
 
 from rlhf import outputs
+from rlhf.data import load_preferences
 from rlhf.studies import ppo_grid
 
+import numpy as np
 import pandas as pd
 import pytest
+from small_study import small_proxy, small_study
 
 
 def table(*rows):
@@ -31,15 +34,13 @@ def test_a_grid_that_always_goes_too_far_is_refused():
 def test_every_run_that_is_missing_is_made_once_and_the_chosen_rows_are_marked(profile, monkeypatch):
     made = []
 
-    class Search:
-        def __init__(self, _):
-            pass
+    def measure(study, proxy, trainer, changes):
+        made.append((trainer, *changes.values()))
+        return {"reward": changes["learning_rate"], "kl": 1.0}
 
-        def measure(self, trainer, changes):
-            made.append((trainer, *changes.values()))
-            return {"reward": changes["learning_rate"], "kl": 1.0}
-
-    monkeypatch.setattr(ppo_grid, "_Search", Search)
+    monkeypatch.setattr(ppo_grid, "Study", lambda profile, split: split)
+    monkeypatch.setattr(ppo_grid, "Proxy", lambda study, which: which)
+    monkeypatch.setattr(ppo_grid, "measure", measure)
     found = ppo_grid.run(profile)
     assert made == [
         (t, *v) for t, v in itertools.product(ppo_grid.TRAINERS, itertools.product(*ppo_grid.GRID.values()))
@@ -51,3 +52,15 @@ def test_every_run_that_is_missing_is_made_once_and_the_chosen_rows_are_marked(p
     assert made[-2:] == [made[1], made[5]] and len(again) == len(found)
     ppo_grid.run(profile)
     assert len(made) == count
+
+
+@pytest.mark.parametrize("trainer", ppo_grid.TRAINERS)
+def test_a_run_of_the_grid_is_measured_on_validation_prompts(profile_with_sft, monkeypatch, trainer):
+    study = small_study(profile_with_sft, "validation")
+    asked = load_preferences(profile_with_sft)["validation"]["prompt"]
+    assert study.prompts == list(asked)[: len(study.prompts)]
+    row = ppo_grid.measure(study, small_proxy(study, monkeypatch), trainer, {"learning_rate": 1e-3, "epochs": 2})
+    assert all(np.isfinite(row[name]) for name in row.keys() - {"explained_variance"})
+    assert row["ci_low"] <= row["reward"] <= row["ci_high"] and row["kl"] != 0
+    assert 0 <= row["stop_rate"] <= 1 and 0 <= row["clip_fraction"] <= 1
+    assert np.isnan(row["explained_variance"]) == (trainer == "trl")

@@ -25,17 +25,18 @@ class Study:
     """The models and prompts of one finished run, which all studies of that run start from.
 
     Inputs: the checkpoints base, sft_full_final and reward_model_final, and the settings of PPO in run.json. Raises
-    FileNotFoundError where one is missing.
+    FileNotFoundError where one is missing. Policies answer the prompts of `split`: "validation" where something is
+    chosen by the answers.
     """
 
-    def __init__(self, profile: Profile):
+    def __init__(self, profile: Profile, split: str = "test"):
         run = outputs.read_json(profile, "run.json")
         if "ppo" not in run:
             raise FileNotFoundError("run.json lacks the settings of PPO; run 03_ppo_alignment/1_ppo_alignment.ipynb.")
         self.profile, self.settings = profile, Settings(**run["ppo"])
         self.tokenizer = models.load_tokenizer(profile)
         self.sft = models.load_policy(profile, "sft_full")
-        rows = evaluation.prompt_rows(profile, self.tokenizer, "test")
+        rows = evaluation.prompt_rows(profile, self.tokenizer, split)
         self.prompts, self.references = list(rows["prompt"]), list(rows["chosen"])
         self.training_prompts = data.training_prompts(profile, self.tokenizer, self.settings.max_prompt_tokens)
         self.pairs = load_pairs(profile, self.tokenizer)
@@ -43,16 +44,16 @@ class Study:
         self.sft_answers = self.answer(self.sft)
 
     def answer(self, policy) -> list[Answer]:
-        """A sampled answer to each test prompt."""
+        """A sampled answer to each prompt of the study."""
         return evaluation.decode(self.profile, policy, self.tokenizer, self.prompts, "sample")
 
     def gold(self, answers: list[Answer], prompts: list[str] | None = None) -> np.ndarray:
-        """Gold scores of answers to the test prompts, or to `prompts`: (answers,); NaN for real data."""
+        """Gold scores of answers to the study's prompts, or to `prompts`: (answers,); NaN for real data."""
         table = gold_table(self.profile, prompts or self.prompts, [a.text for a in answers])
         return np.full(len(answers), np.nan) if table.empty else table.gold.to_numpy()
 
     def kl(self, policy, answers: list[Answer]) -> np.ndarray:
-        """log p(answer) - log p_SFT(answer) of a policy's own answers to the test prompts, in nats: (prompts,)."""
+        """log p(answer) - log p_SFT(answer) of a policy's own answers to the study's prompts, in nats: (prompts,)."""
         options = {"batch_size": self.profile.decoding.batch_size, "temperature": self.profile.decoding.temperature}
         arguments = self.tokenizer, self.prompts, answers
         own, sft = (generation.answer_logprobs(model, *arguments, **options) for model in (policy, self.sft))
@@ -99,7 +100,7 @@ class Study:
 class Proxy:
     """A reward model, "final" or one of REWARD_MODELS, whose unit is the standard deviation of its scores of SFT.
 
-    Scores are given above the mean of SFT's; both are over SFT's sampled answers to the test prompts.
+    Scores are given above the mean of SFT's; both are over SFT's sampled answers to the study's prompts.
     """
 
     def __init__(self, study: Study, which: str):
@@ -110,7 +111,7 @@ class Proxy:
         self.level = scores.mean() / self.deviation
 
     def __call__(self, answers: list[Answer], prompts: list[str] | None = None) -> np.ndarray:
-        """(answers,), of answers to the test prompts or to `prompts`."""
+        """(answers,), of answers to the study's prompts or to `prompts`."""
         texts, ended = [a.text for a in answers], [a.ended for a in answers]
         return self.reward(prompts or self.study.prompts, texts, ended) - self.level
 

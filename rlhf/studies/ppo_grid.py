@@ -11,17 +11,16 @@ import dataclasses
 import itertools
 import time
 
-from rlhf import data, generation, metrics, models, outputs
-from rlhf.evaluation.answers import decode, prompt_rows
+from rlhf import generation, metrics, models, outputs
 from rlhf.ppo import trl
-from rlhf.ppo.settings import Settings
-from rlhf.ppo.trainer import PPOTrainer
 from rlhf.profiles import Profile
 from rlhf.reward import scoring
+from rlhf.studies.common import Proxy, Study
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from transformers import PreTrainedModel
 
 GRID = {"learning_rate": (1e-4, 2e-4, 4e-4), "epochs": (2, 4), "kl_coef": (0.05, 0.1)}
 KL_BUDGET = 4.0  # nats per answer
@@ -42,14 +41,15 @@ def chosen(table: pd.DataFrame, trainer: str) -> pd.Series:
 
 def run(profile: Profile) -> pd.DataFrame:
     """Every run of the grid that is not in ppo_grid.csv yet. Returns the table, with the chosen rows marked."""
-    search = _Search(profile)
+    study = Study(profile, "validation")
+    proxy = Proxy(study, "final")
     for trainer, values in itertools.product(TRAINERS, itertools.product(*GRID.values())):
         changes = dict(zip(GRID, values, strict=True))
         table = _read(profile)
         if len(table) and (table[["trainer", *GRID]] == [trainer, *values]).all(axis=1).any():
             continue
         started = time.perf_counter()
-        row = {"trainer": trainer} | changes | search.measure(trainer, changes)
+        row = {"trainer": trainer} | changes | measure(study, proxy, trainer, changes)
         row["seconds"] = round(time.perf_counter() - started, 1)
         table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
         outputs.write_csv(profile, FILE, table)
@@ -66,57 +66,35 @@ def _read(profile: Profile) -> pd.DataFrame:
     return outputs.read_csv(profile, FILE) if there else pd.DataFrame()
 
 
-class _Search:
-    """What all runs of the grid share."""
+def measure(study: Study, proxy: Proxy, trainer: str, changes: dict) -> dict[str, float]:
+    """Train with `changes` of the run's settings, and measure the policy on the study's prompts."""
+    train = _train_scratch if trainer == "scratch" else _train_trl
+    policy, curve = train(study, proxy, changes)
+    curve = curve.tail(max(1, study.settings.updates // 4))
+    answers = study.answer(policy)
+    mean, low, high = metrics.bootstrap_interval(proxy(answers))
+    return {
+        **{"reward": mean, "ci_low": low, "ci_high": high, "kl": study.kl(policy, answers).mean()},
+        "stop_rate": np.mean([answer.ended for answer in answers]),
+        "clip_fraction": curve.clip_fraction.mean(),
+        "explained_variance": curve.explained_variance.mean(),
+    }
 
-    def __init__(self, profile: Profile):
-        self.profile, self.settings = profile, Settings(**outputs.read_json(profile, "run.json")["ppo"])
-        self.tokenizer = models.load_tokenizer(profile)
-        self.sft = models.load_policy(profile, "sft_full")
-        self.training_prompts = data.training_prompts(profile, self.tokenizer, self.settings.max_prompt_tokens)
-        self.prompts = list(prompt_rows(profile, self.tokenizer, "validation")["prompt"])
-        self.reward_model = models.load_reward_model(profile)
-        self.unit = outputs.read_json(profile, "reward_unit.json")["logits"]
-        scoring.rescale(self.reward_model, 1 / self.unit)
-        self.level = self._rewards(self.sft)[0].mean()
 
-    def reward(self, prompts: list[str], responses: list[str], ended: list[bool]) -> np.ndarray:
-        size = self.profile.decoding.batch_size
-        return scoring.score(self.reward_model, self.tokenizer, prompts, responses, ended, batch_size=size)
+def _train_scratch(study: Study, proxy: Proxy, changes: dict) -> tuple[PreTrainedModel, pd.DataFrame]:
+    trainer = study.ppo_trainer(proxy, **changes)
+    return trainer.policy, trainer.train()
 
-    def _rewards(self, policy) -> tuple[np.ndarray, list]:
-        answers = decode(self.profile, policy, self.tokenizer, self.prompts, "sample")
-        return self.reward(self.prompts, [a.text for a in answers], [a.ended for a in answers]), answers
 
-    def measure(self, trainer: str, changes: dict) -> dict[str, float]:
-        """Train with `changes` of the settings, and measure the policy."""
-        settings = dataclasses.replace(self.settings, **changes)
-        policy = models.load_policy(self.profile, "sft_full")
-        train = self._train_scratch if trainer == "scratch" else self._train_trl
-        curve = train(policy, settings).tail(max(1, settings.updates // 4))
-        rewards, answers = self._rewards(policy)
-        options = {"batch_size": self.profile.decoding.batch_size, "temperature": settings.temperature}
-        arguments = self.tokenizer, self.prompts, answers
-        own, sft = (generation.answer_logprobs(m, *arguments, **options) for m in (policy, self.sft))
-        mean, low, high = metrics.bootstrap_interval(rewards - self.level)
-        return {
-            **{"reward": mean, "ci_low": low, "ci_high": high, "kl": float((own - sft).mean())},
-            "stop_rate": np.mean([answer.ended for answer in answers]),
-            "clip_fraction": curve.clip_fraction.mean(),
-            "explained_variance": curve.explained_variance.mean() if trainer == "scratch" else np.nan,
-        }
-
-    def _train_scratch(self, policy, settings: Settings) -> pd.DataFrame:
-        arguments = self.reward, self.tokenizer, self.training_prompts, settings
-        return PPOTrainer(policy, self.sft, *arguments, value_model=models.new_value_model(self.profile)).train()
-
-    def _train_trl(self, policy, settings: Settings) -> pd.DataFrame:
-        prompts = Dataset.from_dict({"input_ids": generation.encode_prompts(self.tokenizer, self.training_prompts)})
-        reward_model = models.load_reward_model(self.profile)
-        scoring.rescale(reward_model, 1 / self.unit)
-        trainer = trl.make_trainer(
-            *(self.profile, settings, policy, models.load_policy(self.profile, "sft_full"), reward_model),
-            *(models.new_value_model(self.profile), self.tokenizer, prompts),
-        )
-        trainer.train()
-        return trl.training_curve(trainer)
+def _train_trl(study: Study, proxy: Proxy, changes: dict) -> tuple[PreTrainedModel, pd.DataFrame]:
+    profile, settings = study.profile, dataclasses.replace(study.settings, **changes)
+    reward_model = models.load_reward_model(profile)
+    scoring.rescale(reward_model, 1 / proxy.deviation)
+    policy, reference = (models.load_policy(profile, "sft_full") for _ in range(2))
+    prompts = Dataset.from_dict({"input_ids": generation.encode_prompts(study.tokenizer, study.training_prompts)})
+    value_model = models.new_value_model(profile)
+    trainer = trl.make_trainer(
+        profile, settings, policy, reference, reward_model, value_model, study.tokenizer, prompts
+    )
+    trainer.train()
+    return policy, trl.training_curve(trainer)
