@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from trl import pack_dataset
 
 VALIDATION = 600  # documents that are never trained on
-CHECKPOINTS = 40  # over the run; where each is written, the validation loss is measured
+CHECKPOINTS = 80  # over the run; where each is written, the validation loss is measured
 
 
 def pretrain(profile, checkpoint: Path) -> tuple[torch.nn.Module, object, pd.DataFrame]:
@@ -33,6 +34,7 @@ def pretrain(profile, checkpoint: Path) -> tuple[torch.nn.Module, object, pd.Dat
     lab, settings = profile.lab, profile.lab.pretraining
     steps = min(settings.steps, profile.max_steps or settings.steps)
     made_with = dataclasses.asdict(lab) | {"seed": profile.seed, "steps": steps}
+    del made_with["pairs"], made_with["pretrained"]  # nothing here depends on them
     texts = documents(lab.documents, profile.seed)
     tokenizer = train_tokenizer(texts[:TOKENIZER_DOCUMENTS], lab.vocabulary, lab.context)
     rows = _rows(texts, tokenizer, settings.tokens)
@@ -42,10 +44,10 @@ def pretrain(profile, checkpoint: Path) -> tuple[torch.nn.Module, object, pd.Dat
     first, losses = _resume(checkpoint, made_with, model, optimizer)
     bf16 = runtime.bf16_is_native(torch.device("cpu"))  # the model stays there: what a GPU can do is no matter
     started = time.perf_counter() - (losses[-1]["seconds"] if losses else 0.0)
-    every, since = max(1, steps // CHECKPOINTS), []
+    every, since, cycle = max(1, steps // CHECKPOINTS), [], math.ceil(steps / settings.cycles)
     for step in tqdm(range(first, steps), desc="pretraining", initial=first, total=steps, mininterval=5):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * lr_scale(step, steps // 20, steps)
+            group["lr"] = settings.learning_rate * lr_scale(step % cycle, cycle // 20, cycle)
         batch = rows[torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size) % len(rows)]
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = _loss(model, tokenizer, batch)

@@ -21,7 +21,8 @@ class PretrainingSettings:
     steps: int
     batch_size: int  # rows of `tokens` tokens
     tokens: int
-    learning_rate: float
+    learning_rate: float  # where each cycle starts, after its warm-up
+    cycles: int = 1  # half cosines, one after the other: warm restarts (Loshchilov and Hutter 2017)
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,9 @@ def stage_module(path: str) -> dict:
     return runpy.run_path(str(outputs.ROOT / path))
 
 
-def ppo_settings(profile: Profile) -> Settings:
+def ppo_settings(profile: Profile, trainer: str = "scratch") -> Settings:
     """The settings of PPO that the notebooks of stage 3 take from ppo_config.py."""
-    return stage_module("03_ppo_alignment/ppo_config.py")["get_settings"](profile)
+    return stage_module("03_ppo_alignment/ppo_config.py")["get_settings"](profile, trainer)
 
 
 @pytest.fixture

@@ -132,9 +132,9 @@ def test_completeness_counts_distinct_steps_up_to_four(count):
 @pytest.mark.parametrize("kind", ["why", "avoid", "need"])
 def test_only_facts_of_the_kind_that_was_asked_for_make_an_answer_complete(kind):
     expect(WITHOUT[kind], points(kind, 2), activity=1, completeness=2 / 3, order=1, ended=1)
-    expect(WITHOUT[kind], sentences(STEPS[0], STEPS[3]), ended=1)
+    expect(WITHOUT[kind], sentences(STEPS[0], STEPS[3]), ended=1, filler=1)
     for other in set(POINTS) - {kind}:
-        expect(WITHOUT[other], points(kind, 3), ended=1)
+        expect(WITHOUT[other], points(kind, 3), ended=1, filler=3)
 
 
 @pytest.mark.parametrize("kind", POINTS)
@@ -255,7 +255,7 @@ def test_advice_without_the_lead_of_its_condition_is_garbled():
 
 
 def test_tip_of_the_activity_counts_once_and_that_of_another_is_foreign():
-    expect(WITHOUT["how"], f"Tip: {ROAST.tips[0]}. Tip: {ROAST.tips[1]}.", tip=1, ended=1)
+    expect(WITHOUT["how"], f"Tip: {ROAST.tips[0]}. Tip: {ROAST.tips[1]}.", tip=1, ended=1, filler=1)
     expect(WITHOUT["how"], f"Tip: {GRILL.tips[0]}.", foreign=1, ended=1)
 
 
@@ -350,9 +350,10 @@ def test_every_fact_of_the_world_is_found_in_every_sentence_and_belongs_to_its_a
                 said = fact.format(o=name)
                 for pattern in ways_of(field):
                     text = pattern.format(fact=said, facts=said, Fact=capitalise(said))
-                    for marked in (text, f"{rng.choice(MARKERS)} {text[0].lower()}{text[1:]}"):
-                        expect(prompts[activity.verb, name], marked, **counted, **about, ended=1)
-                        expect(prompts[neighbor.verb, name], marked, ended=1, foreign=1)
+                    marked = f"{rng.choice(MARKERS)} {text[0].lower()}{text[1:]}"
+                    for read in [text] if pattern.startswith(tuple(MARKERS)) else [text, marked]:
+                        expect(prompts[activity.verb, name], read, **counted, **about, ended=1)
+                        expect(prompts[neighbor.verb, name], read, ended=1, foreign=1)
 
 
 def test_every_advice_of_the_world_is_found_behind_every_lead_of_its_condition():
@@ -369,6 +370,32 @@ def test_markers_of_any_place_are_no_part_of_a_sentence():
     for marker in MARKERS:
         assert parts(WITHOUT["how"], f"{opening('how')} {marker} {STEPS[0]}. {marker} {STEPS[1]}.") == plain
     expect(WITHOUT["how"], "Finally.", garbled=1)
+
+
+def test_a_chain_of_markers_breaks_a_sentence():
+    expect(WITHOUT["how"], f"First, then, now {STEPS[0]}.", garbled=1)
+
+
+@pytest.mark.parametrize("between", ["7", "и", "_", "x2"])
+def test_a_sign_of_another_script_or_a_digit_between_words_breaks_a_sentence(between):
+    first, rest = STEPS[0].split(maxsplit=1)
+    assert parts(WITHOUT["how"], f"{first} {rest}.")["garbled"] == 0
+    expect(WITHOUT["how"], f"{first} {between} {rest}.", garbled=1)
+
+
+@pytest.mark.parametrize("kind", POINTS)
+def test_facts_of_the_activity_that_were_not_asked_for_are_filler(kind):
+    others = [other for other in POINTS if other not in (kind, "need")]
+    padded = f"{good(kind, None)} {' '.join(points(other, 2) for other in others)}"
+    got = parts(WITHOUT[kind], padded)
+    assert got["filler"] > parts(WITHOUT[kind], good(kind, None))["filler"] == 0
+    assert gold_score(WITHOUT[kind], padded) < gold_score(WITHOUT[kind], good(kind, None))
+
+
+def test_advice_counts_only_where_most_objects_are_the_one_asked_for():
+    others = "Pork chops and lamb steaks are nice."
+    assert parts(WITH["how"], f"{points('how', 2)} {advised(CONDITION)}")["condition"] == 1
+    assert parts(WITH["how"], f"{points('how', 2)} {others} {advised(CONDITION)}")["condition"] == 0
 
 
 def test_joined_steps_are_two_points_in_the_order_in_which_they_are_said():

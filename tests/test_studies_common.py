@@ -31,7 +31,7 @@ def test_settings_of_ppo_are_those_that_the_run_used(study):
 def test_run_without_ppo_is_refused_with_the_notebook_that_is_missing(profile_with_sft):
     outputs.write_json(profile_with_sft, "run.json", {"seed": 0})
     with pytest.raises(
-        FileNotFoundError, match=r"lacks the settings of PPO; run 03_ppo_alignment/1_ppo_alignment\.ipynb"
+        FileNotFoundError, match=r"lacks PPO.s settings; run 03_ppo_alignment/2_ppo_from_scratch\.ipynb"
     ):
         common.Study(profile_with_sft)
 

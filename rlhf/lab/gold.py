@@ -16,11 +16,11 @@ WEIGHTS = {
     "activity": 1.5,  # ... and about what is to be done with it; both by half where only one point is made, 0 for none
     "completeness": 1.5,  # share of the facts that a complete answer names; none where most objects named are others
     "order": 1.0,  # at least two points, in the order of the plan: the opening first, a first step behind the points
-    "condition": 0.75,  # the condition in the question is answered
+    "condition": 0.75,  # the condition in the question is answered; not where most objects named are others
     "tip": 0.75,  # one tip that fits
     "ended": 0.5,  # the last sentence is finished
     "repetition": -0.75,  # each, at most four
-    "filler": -0.4,  # each sentence that says nothing on the topic, at most four
+    "filler": -0.4,  # each sentence off the topic, each fact of the activity not asked for; at most four
     "foreign": -0.75,  # each other object, fact of another activity, condition not asked for; at most three
     "garbled": -0.75,  # each sentence that is not one of the world's, at most four
 }
@@ -29,7 +29,7 @@ _OBJECT = "@"
 # A phrase of world.toml. owner: the verb of its activity, or the family for what is done under a condition; field: one
 # of FACTS, or the condition itself; index: its place there.
 Fact = namedtuple("Fact", "owner field index")
-# A sentence as it was read. core: with `@` for objects and without markers; whole: whether it is one of the world's;
+# A sentence as it was read. core: with `@` for objects and without its marker; whole: whether it is one of the world's;
 # loops: whether four words in a row stand in it twice and it is not whole (two steps of the world may share words).
 Sentence = namedtuple("Sentence", "core objects facts whole loops")
 
@@ -49,10 +49,10 @@ def _facts() -> dict[tuple[str, ...], list[tuple[tuple[str, ...], Fact]]]:
 
 @cache
 def _patterns() -> tuple[re.Pattern, re.Pattern]:
-    """What finds an object, and the markers that a sentence begins with."""
+    """What finds an object, and the marker that a sentence begins with."""
     names = sorted((name for family in families() for name in family.objects), key=len, reverse=True)
     markers = sorted((normalise(m) for of_place in phrases()["markers"].values() for m in of_place), key=len)
-    return re.compile(rf"\b({'|'.join(names)})\b"), re.compile(rf"^(?:(?:{'|'.join(markers[::-1])})\b\s*)+")
+    return re.compile(rf"\b({'|'.join(names)})\b"), re.compile(rf"^(?:{'|'.join(markers[::-1])})\b\s*")
 
 
 @cache
@@ -144,15 +144,21 @@ def gold_parts(prompt: str, response: str) -> dict[str, float]:
         "activity": relevance * len(own) / (len(own) + foreign) if own else 0.0,
         "completeness": min(len(points), complete) / complete,
         "order": float(len(points) >= 2 and _in_order(question.kind, read, own, points, openings)),
-        "condition": float(met > 0),
+        "condition": float(met > 0 and not off),
         "tip": float(any(fact.field == "tips" for fact in own)),
         "ended": float(bool(read) and read[-1].whole and response.rstrip().endswith((".", "!", "?"))),
         "repetition": said.total() - len(said) + sum(sentence.loops for sentence in read),
-        "filler": sum(s.whole and not s.facts and s.core not in openings for s in read),
+        "filler": sum(s.whole and not s.facts and s.core not in openings for s in read) + _unasked(field, own),
         "foreign": foreign + len(objects) - objects.count(question.object),
         "garbled": sum(not sentence.whole for sentence in read) if read else _AT_MOST["garbled"],
     }
     return {part: weight * min(earned[part], _AT_MOST.get(part, 1)) for part, weight in WEIGHTS.items()}
+
+
+def _unasked(field: str, own: list[Fact]) -> int:
+    """How many facts of the activity an answer has beyond those of `field`, a tip and, where not asked for, a step."""
+    beside = Counter(fact.field for fact in set(own) if fact.field != field)
+    return beside.total() - sum(beside[free] > 0 for free in ("tips", "steps"))
 
 
 def _in_order(kind: str, read: list[Sentence], own: list[Fact], points: list[int], openings: frozenset[str]) -> bool:

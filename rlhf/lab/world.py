@@ -100,8 +100,8 @@ def questions() -> tuple[Question, ...]:
 
 
 def normalise(text: str) -> str:
-    """Lower case, letters only, single spaces: how prompts and sentences are compared."""
-    return " ".join(re.findall(r"[a-z]+", text.lower()))
+    """Lower case, words only (of any script, digits too), single spaces: how prompts and sentences are compared."""
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def sentences(text: str) -> list[str]:

@@ -32,7 +32,7 @@ class Study:
     def __init__(self, profile: Profile, split: str = "test"):
         run = outputs.read_json(profile, "run.json")
         if "ppo" not in run:
-            raise FileNotFoundError("run.json lacks the settings of PPO; run 03_ppo_alignment/1_ppo_alignment.ipynb.")
+            raise FileNotFoundError("run.json lacks PPO's settings; run 03_ppo_alignment/2_ppo_from_scratch.ipynb.")
         self.profile, self.settings = profile, Settings(**run["ppo"])
         self.tokenizer = models.load_tokenizer(profile)
         self.sft = models.load_policy(profile, "sft_full")
