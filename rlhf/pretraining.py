@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from rlhf import outputs, runtime
-from rlhf.lab.base_model import TOKENIZER_DOCUMENTS, new_model, train_tokenizer
+from rlhf.lab.base_model import LANGUAGE_FILE, TOKENIZER_DOCUMENTS, language, new_model, train_tokenizer
 from rlhf.lab.corpus import documents
 from rlhf.training import load_optimizer_tensors, lr_scale, optimizer_tensors
 
@@ -80,6 +80,7 @@ def ship(profile, model, tokenizer, losses: pd.DataFrame, folder: Path) -> None:
         model.float()
         tokenizer.save_pretrained(new)
         losses.round(4).to_csv(new / "loss.csv", index=False)
+        (new / LANGUAGE_FILE).write_text(f"{language()}\n", encoding="utf-8")
         filled = card.format(
             parameters=f"{model.num_parameters():,}",
             documents=f"{profile.lab.documents:,}",

@@ -94,6 +94,14 @@ def test_shipped_base_is_given_in_float32_with_its_tokenizer(shipped):
     assert (tokenizer.pad_token_id, tokenizer.model_max_length) == (model.config.pad_token_id, profile.lab.context)
 
 
+def test_base_of_another_language_is_said_to_be_one(shipped, monkeypatch, recwarn):
+    base_model.prepare(shipped[0])
+    assert not recwarn
+    monkeypatch.setattr(base_model, "documents", lambda count, seed: documents(count, seed + 1))
+    with pytest.warns(UserWarning, match="has changed since its base was pretrained; run make pretrain"):
+        base_model.prepare(shipped[0])
+
+
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_prepared_base_is_saved_as_the_checkpoint_of_the_profile(shipped, pretrained):
     profile = with_lab(shipped[0], pretrained=pretrained)
@@ -182,6 +190,11 @@ def test_the_real_base_has_the_size_that_the_lab_profile_asks_for(profile):
     assert len(tokenizer) == LAB.lab.vocabulary and tokenizer.model_max_length == LAB.lab.context
     assert 3e6 < model.num_parameters() < 8e6
     assert torch.isfinite(weights(model)).all()
+
+
+def test_the_real_base_was_pretrained_on_the_text_that_the_code_writes():
+    recorded = (base_model.SHIPPED / base_model.LANGUAGE_FILE).read_text(encoding="utf-8").strip()
+    assert recorded == base_model.language(), "pretrain the base anew (make pretrain), or take the language back"
 
 
 def test_the_real_base_is_16_bit_and_small_enough_for_a_repository():

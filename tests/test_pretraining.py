@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS, EVERY = 13, 4  # the rows of the losses are of steps 4, 8, 12 and 13
-SETTINGS = {"steps": STEPS, "batch_size": 4, "tokens": 64}
+SETTINGS = {"steps": STEPS, "batch_size": 4, "tokens": 64, "cycles": 1}
 
 
 @pytest.fixture
@@ -183,7 +183,9 @@ def test_same_seed_gives_the_same_weights_and_losses(small, checkpoint):
     assert not torch.equal(weights(first), weights(other))
 
 
-def test_every_step_of_pretraining_has_a_learning_rate_above_zero(small, checkpoint, monkeypatch):
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of each optimiser step of pretraining, as it goes on."""
     rates = []
     step = torch.optim.AdamW.step
 
@@ -192,11 +194,21 @@ def test_every_step_of_pretraining_has_a_learning_rate_above_zero(small, checkpo
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    return rates
+
+
+def test_every_step_of_pretraining_has_a_learning_rate_above_zero(small, checkpoint, rates):
     pretraining.pretrain(with_lab(small, pretraining={"steps": 40}), checkpoint)
     highest = small.lab.pretraining.learning_rate
     assert len(rates) == 40 and rates[:3] == pytest.approx([highest / 3, highest * 2 / 3, highest])
     assert max(rates) == highest and rates[2:] == sorted(rates[2:], reverse=True)
     assert 0 < rates[-1] < highest / 100
+
+
+def test_each_cycle_of_pretraining_has_the_learning_rates_of_the_first(small, checkpoint, rates):
+    pretraining.pretrain(with_lab(small, pretraining={"steps": 40, "cycles": 2}), checkpoint)
+    assert len(rates) == 40 and rates[:20] == rates[20:]
+    assert max(rates) == rates[1] == small.lab.pretraining.learning_rate and rates[19] < rates[1] / 100
 
 
 def test_pretraining_leaves_the_global_generators_as_they_were(small, checkpoint):
@@ -287,8 +299,9 @@ def test_a_finished_run_is_not_trained_again(small, checkpoint, trained_on):
         lambda p: with_lab(p, pretraining={"steps": STEPS + 1}),
         lambda p: with_lab(p, pretraining={"batch_size": 5}),
         lambda p: with_lab(p, pretraining={"learning_rate": 1e-3}),
+        lambda p: with_lab(p, pretraining={"cycles": 2}),
     ],
-    ids=["seed", "max_steps", "width", "vocabulary", "documents", "steps", "batch_size", "learning_rate"],
+    ids=["seed", "max_steps", "width", "vocabulary", "documents", "steps", "batch_size", "learning_rate", "cycles"],
 )
 def test_checkpoint_of_other_settings_is_refused_by_name_and_kept(small, checkpoint, change):
     pretraining.pretrain(small, checkpoint)

@@ -3,6 +3,8 @@
 `make pretrain` made it (rlhf/pretraining.py). The smoke profile takes a new model of random weights instead.
 """
 
+import hashlib
+import warnings
 from pathlib import Path
 
 from rlhf import outputs, runtime
@@ -14,11 +16,17 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 SHIPPED = Path(__file__).parent / "base"
+LANGUAGE_FILE = "language.sha256"  # in SHIPPED: `language` when it was pretrained
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 # Attention written out. On a CPU the gradient of torch's fused kernel took more than a quarter of forward and backward
 # of a pretraining step, and the whole step a third longer than without it.
 CPU_ATTENTION = "eager"
 TOKENIZER_DOCUMENTS = 20_000  # at most: from here on more text changes hardly a merge
+
+
+def language() -> str:
+    """A fingerprint of the lab's text as the code writes it now."""
+    return hashlib.sha256("\n\n".join(documents(200, seed=0)).encode()).hexdigest()
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -50,7 +58,7 @@ def prepare(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The base model in float32 and its tokenizer, saved to checkpoints/<profile>/base.
 
     The shipped one where the profile says `pretrained`, else one of random weights. Raises ValueError where the shipped
-    one has another size than the profile.
+    one has another size than the profile, warns where it was pretrained on other text than the lab has now.
     """
     lab = profile.lab
     if lab.pretrained:
@@ -62,6 +70,8 @@ def prepare(profile) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
                 f"the shipped base has layers, width, heads, vocabulary, context {shipped}, the {profile.name} profile "
                 f"asks for others; set them back in rlhf/profiles.toml or run make pretrain."
             )
+        if (SHIPPED / LANGUAGE_FILE).read_text(encoding="utf-8").strip() != language():
+            warnings.warn("the lab's text has changed since its base was pretrained; run make pretrain.", stacklevel=2)
     else:
         texts = documents(min(lab.documents, TOKENIZER_DOCUMENTS), profile.seed)
         tokenizer = train_tokenizer(texts, lab.vocabulary, lab.context)
