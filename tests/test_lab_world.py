@@ -159,9 +159,9 @@ def test_capitalise_changes_the_first_letter_only():
     assert [capitalise(text) for text in ("", "a", "let the iPhone rest")] == ["", "A", "Let the iPhone rest"]
 
 
-def test_normalise_keeps_letters_and_single_spaces():
-    assert normalise("  First,\tturn the OVEN\n(to 200)... on! ") == "first turn the oven to on"
-    assert normalise("123 !? 日本") == ""
+def test_normalise_keeps_words_and_single_spaces():
+    assert normalise("  First,\tturn the OVEN\n(to 200)... on! ") == "first turn the oven to 200 on"
+    assert normalise("123 !? 日本") == "123 日本" and normalise("!? ...") == ""
 
 
 def test_questions_are_every_form_of_every_topic():
