@@ -9,6 +9,7 @@ from pathlib import Path
 from rlhf import outputs, runtime
 from rlhf.lab.base_model import LANGUAGE_FILE, TOKENIZER_DOCUMENTS, language, new_model, train_tokenizer
 from rlhf.lab.corpus import documents
+from rlhf.lab.fluency import PAIRS_FILE, word_pairs
 from rlhf.training import load_optimizer_tensors, lr_scale, optimizer_tensors
 
 import numpy as np
@@ -67,7 +68,10 @@ def pretrain(profile, checkpoint: Path) -> tuple[torch.nn.Module, object, pd.Dat
 
 
 def ship(profile, model, tokenizer, losses: pd.DataFrame, folder: Path) -> None:
-    """Write model (16-bit safetensors), tokenizer, losses and model card as `folder`, in place of what was there."""
+    """Write `folder` anew: model (16-bit safetensors), tokenizer, losses, model card, and what is known of the text.
+
+    That is a fingerprint of its language (LANGUAGE_FILE) and every pair of neighbouring words in it (PAIRS_FILE).
+    """
     last = losses.iloc[-1]
     settings = "\n".join(
         f"| {name} | {value} |"
@@ -81,6 +85,8 @@ def ship(profile, model, tokenizer, losses: pd.DataFrame, folder: Path) -> None:
         tokenizer.save_pretrained(new)
         losses.round(4).to_csv(new / "loss.csv", index=False)
         (new / LANGUAGE_FILE).write_text(f"{language()}\n", encoding="utf-8")
+        pairs = sorted(map(" ".join, word_pairs(documents(profile.lab.documents, profile.seed))))
+        (new / PAIRS_FILE).write_text("\n".join(pairs) + "\n", encoding="utf-8")
         filled = card.format(
             parameters=f"{model.num_parameters():,}",
             documents=f"{profile.lab.documents:,}",

@@ -1,7 +1,7 @@
 """Foreign pairs: sentences of the corpus have none, whatever they say; broken ones have."""
 
 from rlhf.lab import fluency
-from rlhf.lab.corpus import preference_table
+from rlhf.lab.corpus import documents, preference_table
 from rlhf.profiles import load_profile
 
 import numpy as np
@@ -15,14 +15,9 @@ def share(*responses):
     return fluency.foreign_pairs(SMOKE, list(responses)).tolist()
 
 
-def known(*sentences):
-    """The pairs of a corpus of these sentences alone."""
-    return frozenset(pair for text in sentences for sentence in fluency._sentences(text) for pair in sentence)
-
-
 @pytest.fixture
 def corpus_of(monkeypatch):
-    return lambda *sentences: monkeypatch.setattr(fluency, "_known", lambda *_: known(*sentences))
+    return lambda *sentences: monkeypatch.setattr(fluency, "_known", lambda *_: fluency.word_pairs(sentences))
 
 
 def test_share_of_sentences_with_a_foreign_pair_is_counted_by_hand(corpus_of):
@@ -53,9 +48,14 @@ def test_training_answers_that_are_not_cut_off_have_no_foreign_pair():
     assert not fluency.foreign_pairs(SMOKE, [*pairs.chosen, *pairs.rejected]).any()
 
 
+def test_pretraining_text_has_no_foreign_pair():
+    texts = documents(500, load_profile("lab").seed)
+    assert not fluency.foreign_pairs(SMOKE, texts).any()
+
+
 def test_references_of_the_test_split_have_hardly_any_at_the_lab_profile_and_shuffled_words_have():
     lab = load_profile("lab")
     chosen = list(preference_table("test", lab.lab.pairs[2], lab.seed).chosen)
-    assert fluency.foreign_pairs(lab, chosen).mean() < 0.01
+    assert fluency.foreign_pairs(lab, chosen).mean() < 0.002
     shuffled = [" ".join(sorted(answer.split())) for answer in chosen[:50]]
     assert np.mean(fluency.foreign_pairs(lab, shuffled)) > 0.9
