@@ -180,3 +180,15 @@ def test_adapted_kl_coefficient_follows_the_clipped_error():
 def test_response_ends_with_its_first_eos():
     responses = torch.tensor([[5, 9, 9, 5], [9, 5, 5, 5], [5, 5, 5, 5]])
     assert ppo.response_mask(responses, eos=9).tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def test_baseline_of_an_answer_is_the_mean_of_the_others_to_its_prompt():
+    totals = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 7.0])
+    assert ppo.leave_one_out(totals, 3).tolist() == pytest.approx([4.0, 3.5, 1.5, 3.5, 3.0, -0.5])
+    assert ppo.leave_one_out(totals, 2).tolist() == [2.0, 1.0, -1.0, 6.0, 7.0, 0.0]
+
+
+@pytest.mark.parametrize("answers", [1, 4])
+def test_baseline_refuses_groups_that_do_not_fit(answers):
+    with pytest.raises(ValueError, match=f"6 answers can't be compared in groups of {answers}"):
+        ppo.leave_one_out(torch.zeros(6), answers)

@@ -184,6 +184,59 @@ def test_every_prompt_comes_once_before_any_comes_again(stage):
     assert flat[:24] != flat[24:48]
 
 
+GROUPED = dataclasses.replace(SETTINGS, answers_per_prompt=4, lam=1.0, kl_coef=0.5)
+
+
+def test_answers_to_a_prompt_stand_side_by_side_and_differ(stage):
+    trainer = make(stage, GROUPED)
+    batches = [trainer._next_prompts() for _ in range(12)]  # 24 prompts, two to a batch
+    assert all(batch == [batch[0]] * 4 + [batch[4]] * 4 for batch in batches)
+    assert sorted(i for batch in batches for i in batch) == sorted([*range(24)] * 4)
+    rollout = trainer.generate(batches[0], "test")
+    assert len({tuple(row) for row in rollout.responses[:4].tolist()}) == 4
+
+
+def test_without_a_value_function_the_others_to_the_prompt_are_the_baseline(stage):
+    trainer = make(stage, dataclasses.replace(GROUPED, whiten_advantages=False))
+    with torch.no_grad():  # so that there is a KL
+        trainer.policy.lm_head.weight.mul_(1.1)
+    rollout, logprobs, values, advantages, returns, row = trainer.experience(trainer._next_prompts(), "test")
+    scores = trainer.score([trainer.prompts[i] for i in trainer.order[:2] for _ in range(4)], rollout)
+    penalties = 0.5 * (logprobs - trainer.compute_ref_logprobs(rollout))
+    assert penalties.abs().sum() > 0.1
+    totals = (scores - penalties.sum(dim=1)).tolist()
+    for i, length in enumerate(rollout.mask.sum(dim=1).tolist()):
+        others = [totals[j] for j in range(4 * (i // 4), 4 * (i // 4) + 4) if j != i]
+        for t in range(length):
+            to_come = scores[i].item() - penalties[i, t:].sum().item()
+            assert returns[i, t].item() == pytest.approx(to_come, abs=1e-4)
+            assert advantages[i, t].item() == pytest.approx(to_come - sum(others) / 3, abs=1e-4)
+    assert (advantages[rollout.mask == 0] == 0).all()
+    variance = torch.var(returns[rollout.mask.bool()] - values[rollout.mask.bool()]) / returns[rollout.mask.bool()].var()
+    assert row["explained_variance"] == pytest.approx(1 - variance.item())
+
+
+def test_without_a_value_function_none_is_learnt_and_the_policy_is(stage):
+    trainer = make(stage, GROUPED)
+    before = [p.detach().clone() for p in trainer.policy.parameters()]
+    row = trainer.step()
+    assert not any(p.any() for p in trainer.value_head.parameters()) and row["value_loss"] > 0
+    assert not all(torch.equal(old, new) for old, new in zip(before, trainer.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers_per_prompt": 3}, "8 is no multiple of 3 answers"),
+        ({"lam": 0.9}, "give no value model, and lam 1"),
+        ({"batch_size": 104}, "24 prompts are fewer than a batch of 26"),
+    ],
+)
+def test_several_answers_per_prompt_must_fit(stage, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(stage, dataclasses.replace(GROUPED, **changes))
+
+
 def test_head_and_log_softmax_are_float32_under_autocast(stage, monkeypatch):
     """GPT-2's logits lie near -100, where bfloat16 rounds to halves: simulated on a CPU."""
     profile, tokenizer, prompts = stage

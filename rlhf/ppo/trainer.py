@@ -31,8 +31,8 @@ class PPOTrainer:
     dropout: with it, the probability of a token would differ between rollout and training. reward_fn(prompts,
     responses, ended) gives one finite number for each response, higher is better; ended says which have an EOS. prompts
     are texts without template. The value of a state is read off the policy's own trunk by a linear head that starts at
-    zero, or off `value_model`, a model for sequence classification with one label. Checkpoints go to `checkpoints`,
-    TensorBoard files to `logs`, where given.
+    zero, or off `value_model`, a model for sequence classification with one label; with several answers per prompt no
+    value is learnt (algorithm.leave_one_out). Checkpoints go to `checkpoints`, TensorBoard files to `logs`.
 
     Raises ValueError for settings that don't fit together, for fewer prompts than a batch and for a prompt that leaves
     no room for an answer.
@@ -79,10 +79,17 @@ class PPOTrainer:
             raise ValueError(
                 f"a batch of {settings.batch_size} can't be cut into {settings.mini_batches} equal mini-batches."
             )
-        if len(self.prompts) < settings.batch_size:
+        if settings.batch_size % settings.answers_per_prompt:
             raise ValueError(
-                f"{len(self.prompts)} prompts are fewer than a batch of {settings.batch_size}; give more prompts or "
-                f"lower batch_size."
+                f"a batch of {settings.batch_size} is no multiple of {settings.answers_per_prompt} answers."
+            )
+        if settings.answers_per_prompt > 1 and (self.value_model or settings.lam != 1):
+            raise ValueError(
+                "several answers per prompt stand in for a value function: give no value model, and lam 1."
+            )
+        if len(self.prompts) < (size := settings.batch_size // settings.answers_per_prompt):
+            raise ValueError(
+                f"{len(self.prompts)} prompts are fewer than a batch of {size}; give more prompts or lower batch_size."
             )
         if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
             raise ValueError("the tokenizer needs a pad token that is not EOS, or answers never learn to end.")
@@ -169,6 +176,8 @@ class PPOTrainer:
         rewards = algorithm.kl_penalised_rewards(old_logprobs, ref_logprobs, scores, value_mask, self.kl_coef)
         if settings.whiten_rewards:
             rewards = algorithm.masked_whiten(rewards, value_mask, shift_mean=False)
+        if settings.answers_per_prompt > 1:
+            values = algorithm.leave_one_out(rewards.sum(dim=1), settings.answers_per_prompt)[:, None] * value_mask
         advantages, returns = algorithm.gae(rewards, values, value_mask, settings.gamma, settings.lam)
         if settings.whiten_advantages:
             advantages = algorithm.masked_whiten(advantages, mask)
@@ -187,15 +196,17 @@ class PPOTrainer:
     def _next_prompts(self) -> list[int]:
         """The next batch, in a random order that visits every prompt before any comes again.
 
-        What a pass leaves over begins the next batch, and those prompts come last in the next pass.
+        What a pass leaves over begins the next batch, and those prompts come last in the next pass. Answers to one
+        prompt stand side by side.
         """
-        size = self.settings.batch_size
+        answers = self.settings.answers_per_prompt
+        size = self.settings.batch_size // answers
         if self.position + size > len(self.order):
             rest, new = self.order[self.position :], torch.randperm(len(self.prompts), generator=self.generator)
             used = torch.isin(new, rest)
             self.order, self.position = torch.cat([rest, new[~used], new[used]]), 0
         self.position += size
-        return self.order[self.position - size : self.position].tolist()
+        return self.order[self.position - size : self.position].repeat_interleave(answers).tolist()
 
     @torch.no_grad()
     def generate(self, indices: Sequence[int], draws: str) -> Rollout:
@@ -341,6 +352,7 @@ class PPOTrainer:
                     value_share = value_mask[rows].sum() / value_mask[mini].sum()
                     with self._timed("forward"):
                         logprobs, values = self.forward(rollout, rows)
+                        values = values if settings.answers_per_prompt == 1 else old_values[rows]
                         loss, clipped = algorithm.policy_loss(
                             logprobs, old_logprobs[rows], advantages[rows], mask[rows], settings.cliprange
                         )
