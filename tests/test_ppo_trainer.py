@@ -212,7 +212,9 @@ def test_without_a_value_function_the_others_to_the_prompt_are_the_baseline(stag
             assert returns[i, t].item() == pytest.approx(to_come, abs=1e-4)
             assert advantages[i, t].item() == pytest.approx(to_come - sum(others) / 3, abs=1e-4)
     assert (advantages[rollout.mask == 0] == 0).all()
-    variance = torch.var(returns[rollout.mask.bool()] - values[rollout.mask.bool()]) / returns[rollout.mask.bool()].var()
+    variance = (
+        torch.var(returns[rollout.mask.bool()] - values[rollout.mask.bool()]) / returns[rollout.mask.bool()].var()
+    )
     assert row["explained_variance"] == pytest.approx(1 - variance.item())
 
 

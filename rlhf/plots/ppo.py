@@ -22,11 +22,11 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
         ("reward", "reward_minus_kl"): ("reward", "deviations of SFT answers"),
         ("kl",): ("KL from the reference policy", "nats per answer"),
         ("entropy",): ("entropy of the policy", "nats per token"),
-        ("value_loss",): ("value loss", "squared reward"),
+        ("value_loss",): ("loss of the baseline", "squared reward"),
         ("clip_fraction",): ("clipped by the policy loss", "share of tokens"),
         ("response_length",): ("length of an answer", "tokens"),
         ("stop_rate",): ("stopped by themselves", "share of answers"),
-        ("explained_variance",): ("explained by the value function", "share of variance"),
+        ("explained_variance",): ("explained by the baseline", "share of variance"),
     }
     series = style.each_series(frame.sort_values("episode"), "model")
     names = " and ".join(look["label"] for _, look in series)

@@ -87,8 +87,7 @@ class Study:
         """A trainer of PPO from SFT against `proxy`, with the run's settings and `changes` of them."""
         settings = dataclasses.replace(self.settings, **changes)
         policy = models.load_policy(self.profile, "sft_full")
-        arguments = proxy.reward, self.tokenizer, self.training_prompts, settings
-        return PPOTrainer(policy, self.sft, *arguments, value_model=models.new_value_model(self.profile))
+        return PPOTrainer(policy, self.sft, proxy.reward, self.tokenizer, self.training_prompts, settings)
 
     def train_policy(self, proxy: "Proxy"):
         """The policy after PPO against `proxy` with the run's settings."""
