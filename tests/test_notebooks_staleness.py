@@ -40,6 +40,7 @@ def stale_after(package, change, profile):
         ("evaluation/probes.py", {"3_evaluation"}),
         ("profiles.py", set(NOTEBOOKS)),
         ("lab/world.toml", set(NOTEBOOKS)),
+        ("lab/base/word_pairs.txt", set(NOTEBOOKS)),
         ("registry.toml", set(NOTEBOOKS)),
         ("profiles.toml", set()),  # the settings of the run count, not those of other profiles
         ("hub/cards.py", set()),

@@ -229,7 +229,7 @@ def test_without_a_value_function_none_is_learnt_and_the_policy_is(stage):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answers_per_prompt": 3}, "8 is no multiple of 3 answers"),
+        ({"answers_per_prompt": 3}, "8 is no multiple of 3 answers per prompt"),
         ({"lam": 0.9}, "give no value model, and lam 1"),
         ({"batch_size": 104}, "24 prompts are fewer than a batch of 26"),
     ],

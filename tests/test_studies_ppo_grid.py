@@ -1,14 +1,17 @@
 """The search over PPO's settings: its rule, and what it resumes."""
 
 import itertools
+import math
 
 from rlhf import outputs
 from rlhf.data import load_preferences
+from rlhf.profiles import load_profile
 from rlhf.studies import ppo_grid
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ppo_settings
 from small_study import small_proxy, small_study
 
 
@@ -52,6 +55,16 @@ def test_every_run_that_is_missing_is_made_once_and_the_chosen_rows_are_marked(p
     assert made[-2:] == [made[1], made[5]] and len(again) == len(found)
     ppo_grid.run(profile)
     assert len(made) == count
+
+
+@pytest.mark.parametrize("trainer", ppo_grid.TRAINERS)
+def test_settings_of_the_lab_are_those_that_the_committed_search_chose(trainer):
+    table = pd.read_csv(outputs.REFERENCE / "evaluation" / "lab" / ppo_grid.FILE)
+    assert len(table) == len(ppo_grid.TRAINERS) * math.prod(map(len, ppo_grid.GRID.values()))
+    row = ppo_grid.chosen(table, trainer)
+    assert row.chosen and table[table.trainer == trainer].chosen.sum() == 1
+    settings = ppo_settings(load_profile("lab"), trainer)
+    assert {name: getattr(settings, name) for name in ppo_grid.GRID} == row[list(ppo_grid.GRID)].to_dict()
 
 
 @pytest.mark.parametrize("trainer", ppo_grid.TRAINERS)

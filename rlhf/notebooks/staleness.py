@@ -18,7 +18,7 @@ from rlhf.profiles import Profile
 import nbformat
 
 PACKAGE = Path(rlhf.__file__).parent
-DATA = (".toml", ".md", ".json", ".safetensors")
+DATA = (".toml", ".md", ".json", ".safetensors", ".txt")
 INPUTS = ("model", "dataset", "published")  # settings that may be a local path; they count by what lies there
 
 

@@ -79,18 +79,16 @@ class PPOTrainer:
             raise ValueError(
                 f"a batch of {settings.batch_size} can't be cut into {settings.mini_batches} equal mini-batches."
             )
-        if settings.batch_size % settings.answers_per_prompt:
+        size, rest = divmod(settings.batch_size, settings.answers_per_prompt)
+        if rest:
             raise ValueError(
-                f"a batch of {settings.batch_size} is no multiple of {settings.answers_per_prompt} answers."
+                f"{settings.batch_size} is no multiple of {settings.answers_per_prompt} answers per prompt."
             )
         if settings.answers_per_prompt > 1 and (self.value_model or settings.lam != 1):
-            raise ValueError(
-                "several answers per prompt stand in for a value function: give no value model, and lam 1."
-            )
-        if len(self.prompts) < (size := settings.batch_size // settings.answers_per_prompt):
-            raise ValueError(
-                f"{len(self.prompts)} prompts are fewer than a batch of {size}; give more prompts or lower batch_size."
-            )
+            raise ValueError("several answers per prompt are a baseline: give no value model, and lam 1.")
+        if len(self.prompts) < size:
+            found = f"{len(self.prompts)} prompts are fewer than a batch of {size}"
+            raise ValueError(f"{found}; give more prompts or lower batch_size.")
         if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
             raise ValueError("the tokenizer needs a pad token that is not EOS, or answers never learn to end.")
         room = self.policy.config.max_position_embeddings - settings.max_new_tokens
@@ -196,17 +194,17 @@ class PPOTrainer:
     def _next_prompts(self) -> list[int]:
         """The next batch, in a random order that visits every prompt before any comes again.
 
-        What a pass leaves over begins the next batch, and those prompts come last in the next pass. Answers to one
-        prompt stand side by side.
+        What a pass leaves over begins the next batch, and those prompts come last in the next pass. With several
+        answers per prompt, a prompt stands as often, side by side.
         """
-        answers = self.settings.answers_per_prompt
-        size = self.settings.batch_size // answers
+        size = self.settings.batch_size // self.settings.answers_per_prompt
         if self.position + size > len(self.order):
             rest, new = self.order[self.position :], torch.randperm(len(self.prompts), generator=self.generator)
             used = torch.isin(new, rest)
             self.order, self.position = torch.cat([rest, new[~used], new[used]]), 0
         self.position += size
-        return self.order[self.position - size : self.position].repeat_interleave(answers).tolist()
+        batch = self.order[self.position - size : self.position]
+        return batch.repeat_interleave(self.settings.answers_per_prompt).tolist()
 
     @torch.no_grad()
     def generate(self, indices: Sequence[int], draws: str) -> Rollout:
@@ -380,9 +378,7 @@ class PPOTrainer:
         bad = [name for name, value in numbers.items() if not math.isfinite(value) and name != "explained_variance"]
         if bad:
             listed = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            kept = (
-                f"the last checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "there is no checkpoint"
-            )
+            kept = self.last_checkpoint or "none"
             raise FloatingPointError(
                 f"update {self.update + 1}: {' and '.join(bad)} not finite ({listed}); last checkpoint: {kept}. Lower "
                 f"the learning rate or max_grad_norm, and look at the rewards."

@@ -1,7 +1,7 @@
 """Over-optimisation: proxy, judge and gold score over the KL from SFT, for PPO and for best of n.
 
-Both methods optimise the run's own reward model and that on a quarter of the pairs. PPO is pushed on purpose: more
-updates at a higher learning rate than the run's, with three KL coefficients. Proxy and judge are in standard deviations
+Both methods optimise the run's own reward model and that on a quarter of the pairs. PPO is pushed on purpose: a higher
+learning rate than the run's, with three KL coefficients. Proxy and judge are in standard deviations
 of SFT's answers, 0 being SFT's mean; the gold score is in points.
 
 Inputs: the checkpoints sft_full_final and reward_model_final; reward.csv, kl.csv, gold.csv (lab only), rouge.csv and
@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 
 KL_COEF_FACTORS = (3.0, 1.0, 0.0)  # times the kl_coef of the run
-UPDATES_FACTOR, LEARNING_RATE_FACTOR = 2, 4  # times those of the run
-POINTS = 6  # of each curve of PPO, beside its start
+LEARNING_RATE_FACTOR = 4  # times that of the run
+POINTS = 5  # of each curve of PPO, beside its start
 CANDIDATES, ASKED = 64, 100  # best of n: answers to each prompt, and prompts
 CHOICES = (1, 2, 4, 8, 16, 32, 64)  # n
 FRONTIER_CHOICES = (4, 16, 64)
@@ -73,8 +73,8 @@ def policy_curve(study: Study, scorers: dict, kl_coef_factor: float, setting: st
         kl_coef_factor * study.settings.kl_coef,
         LEARNING_RATE_FACTOR * study.settings.learning_rate,
     )
-    updates = study.settings.updates * (1 if study.profile.max_steps else UPDATES_FACTOR)
-    trainer = study.ppo_trainer(scorers["proxy"], updates=updates, kl_coef=kl_coef, learning_rate=learning_rate)
+    updates = study.settings.updates
+    trainer = study.ppo_trainer(scorers["proxy"], kl_coef=kl_coef, learning_rate=learning_rate)
     points, scores = [], {by: [] for by in scorers}
     for update in range(updates + 1):
         if update:
