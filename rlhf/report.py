@@ -121,14 +121,17 @@ def _seeds(profile: Profile, base: Path | None) -> list[str]:
     means, paired = outputs.read_csv(profile, "seeds.csv", base), outputs.read_csv(profile, "paired.csv", base)
     accuracy = means[means.model == "reward_model"].set_index("seed")
     shown = list(itertools.product(registry.ALIGNED_CANDIDATES, ("reward", "gold") if profile.lab else ("reward",)))
+    closing = [name for name in registry.ALIGNED_CANDIDATES if profile.lab and "gap_closed" in set(means.metric)]
     rows = []
     for seed, model in accuracy.iterrows():
+        of_seed = means[means.seed == seed]
         row = [str(seed), f"{model['mean']:.3f} [{model.ci_low:.3f}, {model.ci_high:.3f}]"]
         for name, metric in shown:
             ours = paired[(paired.seed == seed) & (paired.model == name) & (paired.metric == metric)].iloc[0]
             row.append(f"{ours.difference:+.2f} [{ours.ci_low:+.2f}, {ours.ci_high:+.2f}]")
-        rows.append(row)
+        rows.append(row + [_cell(of_seed, name, "gap_closed", 2) for name in closing])
     titles = [f"{registry.MODELS[name].label}, {metric}" for name, metric in shown]
+    titles += [f"{registry.MODELS[name].label}, gap closed" for name in closing]
     return [
         "The whole run with other seeds (`make seeds`), PPO minus full SFT, paired by prompt:",
         "",

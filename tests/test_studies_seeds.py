@@ -19,13 +19,15 @@ def write_run(profile, folder, shift: float, seed: int) -> None:
     """The CSVs of a finished run whose numbers are those of seed 0 plus `shift`."""
     results = folder / "evaluation" / profile.name
     results.mkdir(parents=True, exist_ok=True)
-    for name, metric, _ in seeds.SOURCES:
+    for name in {name for name, *_ in seeds.SOURCES}:
         rows = [
             (model, of, value + shift, value + shift - 0.1, value + shift + 0.1, 300)
             for model, value in (("sft_full", 1.0), ("ppo", 2.0))
-            for of in (metric, "another_metric")
+            for of in (*(metric for file, metric, _ in seeds.SOURCES if file == name), "another_metric")
         ]
         pd.DataFrame(rows, columns=SUMMARY).to_csv(results / name, index=False)
+    gap = pd.DataFrame([("ppo", 0.4 + shift, 0.3, 0.5, 300)], columns=["model", "share", "ci_low", "ci_high", "n"])
+    gap.to_csv(results / "gold_gap.csv", index=False)
     values = {"accuracy": 0.8 + shift, "accuracy_ci_low": 0.75, "accuracy_ci_high": 0.85, "test_pairs": 600}
     pd.DataFrame(values.items(), columns=["metric", "value"]).to_csv(results / "reward_model.csv", index=False)
     # A gathered table holds other seeds too; here what is left of an earlier one.
@@ -48,8 +50,10 @@ def test_gathered_tables_have_the_rows_of_every_seed_under_the_common_names(prof
     seeds.gather(profile)
     means, paired = (outputs.read_csv(profile, name) for name in ("seeds.csv", "paired.csv"))
     assert list(means.columns) == ["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]
-    assert set(means.metric) == {"reward", "gold", "rouge1", "kl", "stop_rate", "accuracy"}
-    assert means.groupby("seed").size().tolist() == [2 * len(seeds.SOURCES) + 1] * 3
+    of_lab = {"gold", "gold_win_rate", "gap_closed"}
+    assert set(means.metric) == {"reward", "rouge1", "kl", "stop_rate", "accuracy"} | of_lab
+    assert means.groupby("seed").size().tolist() == [2 * len(seeds.SOURCES) + 2] * 3
+    assert means[means.metric == "gap_closed"]["mean"].tolist() == pytest.approx([0.4, 0.41, 0.42])
     gold = means[(means.model == "ppo") & (means.metric == "gold")]
     assert gold["mean"].tolist() == pytest.approx([2.0, 2.01, 2.02])
     accuracy = means[means.model == "reward_model"]

@@ -1,7 +1,7 @@
 """The whole run with other seeds, and what all of them found in two tables.
 
-Reads reward.csv, gold.csv, rouge.csv, kl.csv, behaviour.csv, reward_model.csv and paired.csv of every seed's run.
-Writes seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the other seeds in paired.csv (model,
+Reads reward.csv, gold.csv, gold_gap.csv, rouge.csv, kl.csv, behaviour.csv, reward_model.csv and paired.csv of every
+seed's run. Writes seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the other seeds in paired.csv (model,
 against, seed, metric, difference, ci_low, ci_high, n) of the run with the profile's own seed.
 """
 
@@ -20,6 +20,7 @@ OTHERS = 2  # runs beside that of the profile's own seed
 SOURCES = (
     ("reward.csv", "reward", "reward"),
     ("gold.csv", "gold", "gold"),
+    ("gold.csv", "win_rate_vs_sft", "gold_win_rate"),
     ("rouge.csv", "rouge1", "rouge1"),
     ("kl.csv", "kl_from_sft", "kl"),
     ("behaviour.csv", "stop_rate_sample", "stop_rate"),
@@ -60,6 +61,8 @@ def rows_of(profile: Profile, seed: int) -> dict[str, pd.DataFrame]:
         if profile.lab or name != "gold.csv":  # only the lab world has the truth
             rows = read(name)
             means.append(rows[rows.metric == metric].assign(metric=ours))
+    if profile.lab:
+        means.append(read("gold_gap.csv").rename(columns={"share": "mean"}).assign(metric="gap_closed"))
     means.append(metrics.accuracy_row(read("reward_model.csv")))
     columns = ["model", "seed", "metric", "mean", "ci_low", "ci_high", "n"]
     paired = read("paired.csv")
