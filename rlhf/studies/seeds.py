@@ -1,8 +1,8 @@
 """The whole run with other seeds, and what all of them found in two tables.
 
 Reads reward.csv, gold.csv, gold_gap.csv, rouge.csv, kl.csv, behaviour.csv, reward_model.csv and paired.csv of every
-seed's run. Writes seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the other seeds in paired.csv (model,
-against, seed, metric, difference, ci_low, ci_high, n) of the run with the profile's own seed.
+seed's run. Writes seeds.csv (model, seed, metric, mean, ci_low, ci_high, n), and the rows of the other seeds in
+paired.csv (model, against, seed, metric, difference, ci_low, ci_high, n) of the run with the profile's own seed.
 """
 
 import os
