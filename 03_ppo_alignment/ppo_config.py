@@ -69,7 +69,7 @@ _SETTINGS["larger"] = replace(_SETTINGS["gpt2"], learning_rate=1e-5)
 
 
 # What `make grid` chose for each trainer, on validation prompts: results/evaluation/lab/ppo_grid.csv has every run.
-_SEARCHED = {"lab": {"scratch": {}, "trl": {}}}
+_SEARCHED = {"lab": {"scratch": {"learning_rate": 1e-4, "epochs": 4}, "trl": {"learning_rate": 5e-5, "epochs": 4}}}
 _TRAINERS = {"scratch": {}, "trl": {"answers_per_prompt": 1}}
 
 
