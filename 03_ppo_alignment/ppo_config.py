@@ -13,7 +13,7 @@ _LAB = Settings(
     # What memory allows.
     micro_batch_size=128,
     # Sixteen prompts, each answered eight times: an answer is compared with the others to its prompt. A value function
-    # learns too little from a run's 1,280 answers to do better. TRL's PPO has one answer and a value model.
+    # learns too little from a run's 1,280 answers to do better.
     answers_per_prompt=8,
     # Optimiser steps in each pass over a batch.
     mini_batches=4,
@@ -70,6 +70,7 @@ _SETTINGS["larger"] = replace(_SETTINGS["gpt2"], learning_rate=1e-5)
 
 # What `make grid` chose for each trainer, on validation prompts: results/evaluation/lab/ppo_grid.csv has every run.
 _SEARCHED = {"lab": {"scratch": {"learning_rate": 1e-4, "epochs": 4}, "trl": {"learning_rate": 5e-5, "epochs": 4}}}
+# TRL's PPO has one answer to a prompt and a value model.
 _TRAINERS = {"scratch": {}, "trl": {"answers_per_prompt": 1}}
 
 

@@ -38,7 +38,6 @@ def results(profile: Profile, base: Path | None = None) -> str:
     model, the seeds, and what was published. Raises FileNotFoundError where the run has not finished."""
     columns = [column for column in COLUMNS if profile.lab or column[0] not in LAB_COLUMNS]
     files = {name: outputs.read_csv(profile, name, base) for _, name, _, _ in columns}
-    columns = [column for column in columns if column[2] in set(files[column[1]].metric)]  # of an earlier run: not all
     ours = [
         [registry.MODELS[key].label, *(_cell(files[name], key, metric, digits) for _, name, metric, digits in columns)]
         for key in registry.POLICIES
@@ -94,7 +93,7 @@ def _cost(run: dict) -> str:
 
 def _gap(profile: Profile, base: Path | None) -> list[str]:
     """How far the gold score of the policies is from that of the references; nothing for real data."""
-    if not profile.lab or not (outputs.evaluation_dir(profile, base) / "gold_gap.csv").exists():
+    if not profile.lab:
         return []
     gold, gap = outputs.read_csv(profile, "gold.csv", base), outputs.read_csv(profile, "gold_gap.csv", base)
     mean = gold[gold.metric == "gold"].set_index("model")["mean"]
@@ -121,7 +120,7 @@ def _seeds(profile: Profile, base: Path | None) -> list[str]:
     means, paired = outputs.read_csv(profile, "seeds.csv", base), outputs.read_csv(profile, "paired.csv", base)
     accuracy = means[means.model == "reward_model"].set_index("seed")
     shown = list(itertools.product(registry.ALIGNED_CANDIDATES, ("reward", "gold") if profile.lab else ("reward",)))
-    closing = [name for name in registry.ALIGNED_CANDIDATES if profile.lab and "gap_closed" in set(means.metric)]
+    closing = registry.ALIGNED_CANDIDATES if profile.lab else ()
     rows = []
     for seed, model in accuracy.iterrows():
         of_seed = means[means.seed == seed]
