@@ -48,7 +48,7 @@ def test_one_update_equals_that_of_trl(stage, monkeypatch):
     """
     profile, tokenizer, prompts = stage
     settings = dataclasses.replace(
-        ppo_settings(profile), updates=1, micro_batch_size=8, mini_batches=1, epochs=2, warmup_updates=0,
+        ppo_settings(profile, "trl"), updates=1, micro_batch_size=8, mini_batches=1, epochs=2, warmup_updates=0,
         cliprange_value=0.05, lam=0.9, gamma=0.97, learning_rate=1e-3, missing_eos_penalty=0.7,
         max_grad_norm=float("inf"), value_learning_rate=None, adam_epsilon=1e-5,
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_one_update_equals_that_of_trl(stage, monkeypatch):
 def test_every_update_learns_the_warm_up_is_the_same_as_ours_and_every_update_is_logged(stage):
     """TRL's own schedule gives the first update a learning rate of 0."""
     profile, tokenizer, prompts = stage
-    settings = dataclasses.replace(ppo_settings(profile), updates=3, warmup_updates=1, max_new_tokens=6)
+    settings = dataclasses.replace(ppo_settings(profile, "trl"), updates=3, warmup_updates=1, max_new_tokens=6)
     four = [models.load_policy(profile, "sft_full") for _ in range(2)]
     four += [models.new_reward_model(profile, seed=seed) for seed in (0, 1)]
     before = [p.detach().clone() for p in four[0].parameters()]
@@ -211,9 +211,9 @@ def ppo(profile_with_sft):
 
 def test_fewer_prompts_than_a_batch_are_refused(ppo):
     profile, four, tokenizer, prompts = ppo
-    size = ppo_settings(profile).batch_size
+    size = ppo_settings(profile, "trl").batch_size
     with pytest.raises(ValueError, match=f"{size - 1} prompts are fewer than a batch of {size}"):
-        trl_stage.make_trainer(profile, ppo_settings(profile), *four, tokenizer, prompts.select(range(size - 1)))
+        trl_stage.make_trainer(profile, ppo_settings(profile, "trl"), *four, tokenizer, prompts.select(range(size - 1)))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (2, 3)])
@@ -221,7 +221,7 @@ def test_models_that_are_one_object_are_refused(ppo, first, second):
     profile, four, tokenizer, prompts = ppo
     four[second] = four[first]
     with pytest.raises(ValueError, match="four separate models"):
-        trl_stage.make_trainer(profile, ppo_settings(profile), *four, tokenizer, prompts)
+        trl_stage.make_trainer(profile, ppo_settings(profile, "trl"), *four, tokenizer, prompts)
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "policy"), (3, "value model")])
@@ -229,7 +229,7 @@ def test_a_frozen_model_that_should_learn_is_refused(ppo, index, name):
     profile, four, tokenizer, prompts = ppo
     four[index].requires_grad_(False)
     with pytest.raises(ValueError, match=f"weights of the {name} are frozen.*requires_grad_"):
-        trl_stage.make_trainer(profile, ppo_settings(profile), *four, tokenizer, prompts)
+        trl_stage.make_trainer(profile, ppo_settings(profile, "trl"), *four, tokenizer, prompts)
 
 
 def weights(model):
@@ -239,10 +239,10 @@ def weights(model):
 def test_two_updates_of_ppo_give_a_finite_curve_and_train_policy_and_value_alone(ppo):
     profile, four, tokenizer, prompts = ppo
     before = [weights(copy.deepcopy(model)) for model in four]
-    trainer = trl_stage.make_trainer(profile, ppo_settings(profile), *four, tokenizer, prompts)
+    trainer = trl_stage.make_trainer(profile, ppo_settings(profile, "trl"), *four, tokenizer, prompts)
     trainer.train()
     curve = trl_stage.training_curve(trainer)
-    settings = ppo_settings(profile)
+    settings = ppo_settings(profile, "trl")
     assert curve.episode.tolist() == [settings.batch_size, 2 * settings.batch_size]
     for column in ("reward", "kl", "entropy", "value_loss", "clip_fraction", "response_length", "stop_rate"):
         assert np.isfinite(curve[column]).all(), column
@@ -258,7 +258,7 @@ def test_two_updates_of_ppo_give_a_finite_curve_and_train_policy_and_value_alone
 
 def test_curve_has_one_row_for_an_update_whose_answers_did_not_fit_into_one_batch(ppo):
     profile, four, tokenizer, prompts = ppo
-    smoke = dataclasses.replace(ppo_settings(profile), micro_batch_size=4, mini_batches=1, epochs=1)
+    smoke = dataclasses.replace(ppo_settings(profile, "trl"), micro_batch_size=4, mini_batches=1, epochs=1)
     trainer = trl_stage.make_trainer(profile, smoke, *four, tokenizer, prompts)
     trainer.train()
     curve = trl_stage.training_curve(trainer)
