@@ -6,7 +6,7 @@ from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
 
 _LAB = Settings(
-    # The proxy gains most in the first dozen; more mostly buys KL, not quality.
+    # By then the curve of the proxy has flattened, and the KL still rises.
     updates=10,
     # The advantage is whitened over the answers of an update, so a small batch makes a noisy sign.
     batch_size=128,
@@ -26,7 +26,7 @@ _LAB = Settings(
     # Of OpenAI's baselines (Huang et al. 2024). At 1e-8 Adam gives each weight the same speed however small its
     # gradient, and most gradients of PPO are noise.
     adam_epsilon=1e-5,
-    # The first steps of Adam are its largest.
+    # Adam's first steps rest on very few gradients.
     warmup_updates=1,
     # In standard deviations of the reward over SFT answers: the reward model is only right near its data.
     kl_coef=0.1,
@@ -79,8 +79,8 @@ def get_settings(profile: Profile, trainer: str) -> Settings:
 
     They have the profile's decoding and seed; its max_steps cuts the updates short.
     """
-    settings = replace(_SETTINGS[profile.name], **_TRAINERS[trainer])
-    settings = replace(settings, **_SEARCHED.get(profile.name, {}).get(trainer, {}))
+    searched = _SEARCHED.get(profile.name, {}).get(trainer, {})
+    settings = replace(_SETTINGS[profile.name], **_TRAINERS[trainer], **searched)
     updates = min(settings.updates, profile.max_steps or settings.updates)
     return replace(
         settings,
