@@ -1,7 +1,7 @@
 """Over-optimisation: proxy, judge and gold score over the KL from SFT, for PPO and for best of n.
 
 Both methods optimise the run's own reward model and that on a quarter of the pairs. PPO is pushed on purpose: a higher
-learning rate than the run's, with three KL coefficients. Proxy and judge are in standard deviations
+learning rate than the run's, with its KL coefficient and with none. Proxy and judge are in standard deviations
 of SFT's answers, 0 being SFT's mean; the gold score is in points.
 
 Inputs: the checkpoints sft_full_final and reward_model_final; reward.csv, kl.csv, gold.csv (lab only), rouge.csv and
@@ -21,7 +21,7 @@ from rlhf.studies.common import SHARES, Proxy, Study
 import numpy as np
 import pandas as pd
 
-KL_COEF_FACTORS = (3.0, 1.0, 0.0)  # times the kl_coef of the run
+KL_COEF_FACTORS = (1.0, 0.0)  # times the kl_coef of the run
 LEARNING_RATE_FACTOR = 4  # times that of the run
 POINTS = 5  # of each curve of PPO, beside its start
 CANDIDATES, ASKED = 64, 100  # best of n: answers to each prompt, and prompts
