@@ -6,6 +6,7 @@
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run seeds study grid render results publish demo jupyter pretrain test lint
@@ -16,7 +17,7 @@ help:  ## show this list
 
 setup: $(INSTALLED)  ## create .venv and install the pinned requirements
 
-run: $(INSTALLED)  ## execute every notebook in order (FORCE=1 starts over)
+run: $(INSTALLED) $(SMOLLM2)  ## execute every notebook in order (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/run_notebooks.py
 
 seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all (FORCE=1 starts over)

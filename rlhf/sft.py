@@ -4,6 +4,7 @@ import statistics
 
 from rlhf import models, runtime
 from rlhf.profiles import Profile
+from rlhf.tokens import encode
 from rlhf.training import StageTrainer, fit_arguments, logged, lora_config
 
 import pandas as pd
@@ -26,9 +27,9 @@ def tokenize(examples: Dataset, tokenizer, ending: str = "eos") -> Dataset:
     """
     if ending not in ENDINGS:
         raise ValueError(f"ending {ending!r} is none of {', '.join(ENDINGS)}.")
-    prompts = tokenizer(list(examples["prompt"]), truncation=False, verbose=False)["input_ids"]
+    prompts = encode(tokenizer, examples["prompt"])
     texts = [p + c for p, c in zip(examples["prompt"], examples["completion"], strict=True)]
-    wholes = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    wholes = encode(tokenizer, texts)
     last = [] if ending == "none" else [tokenizer.eos_token_id]
     label = [IGNORED] if ending == "pad_is_eos" else last
     labels = [[IGNORED] * len(p) + ids[len(p) :] + label for p, ids in zip(prompts, wholes, strict=True)]
@@ -89,7 +90,7 @@ def start_model(profile: Profile, method: str) -> tuple[PreTrainedModel, LoraCon
     if method not in METHODS:
         raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}.")
     model = models.load_base(profile, quantized=method == "qlora")
-    return model, None if method == "full" else lora_config(profile.sft.lora, "CAUSAL_LM")
+    return model, None if method == "full" else lora_config(profile.sft.lora, "CAUSAL_LM", model)
 
 
 class StepTimes(TrainerCallback):

@@ -115,8 +115,12 @@ def logged(trainer, *measures: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["split", "step", *measures])
 
 
-def lora_config(lora: LoraSettings, task_type: str, **options) -> LoraConfig:
-    """PEFT's configuration of an adapter; `options` are further settings of it."""
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+def lora_config(lora: LoraSettings, task_type: str, model: torch.nn.Module, **options) -> LoraConfig:
+    """PEFT's configuration of an adapter on `model`; `options` are further settings of it.
+
+    The layers that the settings name are GPT-2's own. Any other architecture gets an adapter on all linear layers.
+    """
+    targets = lora.targets if model.config.model_type == "gpt2" else "all-linear"
+    targets = targets if isinstance(targets, str) else list(targets)
     options |= {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     return LoraConfig(target_modules=targets, task_type=task_type, **options)

@@ -9,8 +9,8 @@ from rlhf.outputs import ROOT
 import pytest
 
 FLOORS = (
-    ("runtime", "outputs", "template", "registry", "download"),
-    ("profiles", "data", "lab"),
+    ("runtime", "outputs", "template", "tokens", "registry", "download"),
+    ("profiles", "files", "forms", "data", "lab"),
     ("models", "generation", "metrics", "training"),
     ("pretraining", "sft", "reward", "ppo"),
     ("evaluation", "studies", "plots"),
@@ -119,4 +119,4 @@ def test_scripts_are_thin():
 
 def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith("tests/")]
-    assert sum(lines_of(ROOT / name) for name in code) <= 7_700
+    assert sum(lines_of(ROOT / name) for name in code) <= 8_300

@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import json
 import random
+from importlib import metadata
 
 from rlhf import models, outputs, registry, runtime
 from rlhf.profiles import load_profile
@@ -116,16 +118,6 @@ def test_adding_the_pad_token_twice_changes_nothing_more(gpt2_like):
     models.add_pad_token(model, tokenizer)
     assert len(tokenizer) == size
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
-
-
-def test_rows_that_a_model_has_beyond_its_tokenizer_stay(gpt2_like):
-    """Some models round their vocabulary up: the pad token then takes a row that is there."""
-    _, tokenizer = gpt2_like
-    model = GPT2LMHeadModel(tiny_config(tokenizer, vocab_size=len(tokenizer) + 7)).eval()
-    rows = model.get_input_embeddings().num_embeddings
-    models.add_pad_token(model, tokenizer)
-    assert model.get_input_embeddings().num_embeddings == rows
-    assert tokenizer.pad_token_id < rows
 
 
 def test_local_model_is_prepared_once_for_all_stages(gpt2_like, tmp_path, monkeypatch):
@@ -277,9 +269,10 @@ def test_attention_is_written_out_for_the_lab_on_a_cpu_and_fused_elsewhere(profi
 
     monkeypatch.setattr(runtime, "device", lambda: torch.device("cpu"))
     assert models.load_base(profile_with_base).config._attn_implementation == "eager"
-    assert models.attention(load_profile("gpt2")) == "sdpa"
+    assert models.load_base(dataclasses.replace(profile_with_base, lab=None)).config._attn_implementation == "sdpa"
+    assert models.attention(load_profile("gpt2")) is None
     monkeypatch.setattr(runtime, "device", lambda: torch.device("cuda"))
-    assert models.attention(profile_with_base) == "sdpa"
+    assert models.attention(profile_with_base) is None
 
 
 def test_new_reward_model_is_the_sft_policy_with_one_output_drawn_from_the_seed(profile_with_sft):
@@ -385,3 +378,79 @@ def test_loading_a_model_imports_neither_cards_nor_plots_nor_trl():
     assert "rlhf.models" in loaded
     for name in ("rlhf.hub.cards", "rlhf.plots", "matplotlib", "trl"):
         assert name not in loaded, name
+
+
+def save_folder(folder, tokenizer, **settings):
+    model = GPT2LMHeadModel(tiny_config(tokenizer, **settings)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def prepare(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
+    return models.prepare_base(dataclasses.replace(load_profile("gpt2"), model=str(folder)))
+
+
+def test_a_tokenizer_without_eos_is_refused(tokenizer, tmp_path, monkeypatch):
+    save_folder(tmp_path / "model", tokenizer)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"'.*model' has no EOS token.*tokenizer_config\.json"):
+        prepare(tmp_path / "model", tmp_path, monkeypatch)
+    assert not (tmp_path / "outputs" / "checkpoints").exists()
+
+
+def test_a_folder_with_an_adapter_is_refused(tokenizer, tmp_path, monkeypatch):
+    model = save_folder(tmp_path / "model", tokenizer)
+    get_peft_model(model, LoraConfig(target_modules=["c_attn"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"adapter' is an adapter, not a model.*merge_and_unload"):
+        prepare(tmp_path / "adapter", tmp_path, monkeypatch)
+
+
+def test_weights_in_pickles_are_refused_with_the_way_to_convert_them(tokenizer, tmp_path, monkeypatch):
+    model = save_folder(tmp_path / "model", tokenizer)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"no \.safetensors file.*save_pretrained"):
+        prepare(tmp_path / "model", tmp_path, monkeypatch)
+
+
+def test_of_the_settings_for_generation_only_the_token_ids_are_kept(tokenizer, tmp_path, monkeypatch):
+    model = save_folder(tmp_path / "model", tokenizer)
+    model.generation_config.update(no_repeat_ngram_size=3, temperature=0.2, do_sample=True, top_k=5)
+    model.generation_config.save_pretrained(tmp_path / "model")
+    prepare(tmp_path / "model", tmp_path, monkeypatch)
+    saved = json.loads((tmp_path / "outputs/checkpoints/gpt2/base/generation_config.json").read_text())
+    assert set(saved) == {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+
+
+def test_the_context_of_the_model_bounds_that_of_its_tokenizer(tokenizer, tmp_path, monkeypatch):
+    tokenizer.model_max_length = 10**30
+    save_folder(tmp_path / "model", tokenizer, n_positions=48)
+    assert prepare(tmp_path / "model", tmp_path, monkeypatch)[1].model_max_length == 48
+
+
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused_by_name(tokenizer, tmp_path, monkeypatch):
+    save_folder(tmp_path / "model", tokenizer)
+    own = GPT2LMHeadModel.forward
+
+    def forward(self, *args, **kwargs):
+        output = own(self, *args, **kwargs)
+        output.logits = output.logits * 1.01
+        return output
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", forward)
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel does more to its logits than its head"):
+        prepare(tmp_path / "model", tmp_path, monkeypatch)
+    assert not (tmp_path / "outputs" / "checkpoints").exists()
+
+
+def test_smollm2_without_its_packages_says_how_they_come(tmp_path, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(models.metadata, "distribution", missing)
+    match = r"'smollm2' can't be loaded.*requirements-smollm2\.txt.*RLHF_MODEL=smollm2"
+    with pytest.raises(ConnectionError, match=match):
+        prepare("smollm2", tmp_path, monkeypatch)

@@ -5,6 +5,7 @@ from rlhf.training import lora_config, lr_scale, run_arguments
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def test_warm_up_rises_in_equal_parts_from_its_first_step_and_reaches_one():
@@ -40,6 +41,7 @@ def test_run_arguments_keep_no_checkpoints_and_log_below_the_outputs(profile, mo
 
 
 def test_adapter_has_the_rank_scale_and_layers_of_the_settings(profile):
-    config = lora_config(profile.reward.lora, "SEQ_CLS", modules_to_save=["score"])
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16))
+    config = lora_config(profile.reward.lora, "SEQ_CLS", model, modules_to_save=["score"])
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.0)
     assert config.target_modules == {"c_attn", "c_proj", "c_fc"} and config.modules_to_save == ["score"]

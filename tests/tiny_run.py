@@ -31,10 +31,13 @@ def make_run(folder: Path, base_checkpoint: Path) -> Path:
             outputs.save_checkpoint(profile, name, changed(models.load_base(profile)), tokenizer)
         copied, aligned = (outputs.checkpoint_path(profile, name) for name in ("ppo_trl_final", "ppo_aligned_final"))
         shutil.copytree(copied, aligned)
-        adapter = get_peft_model(models.load_base(profile), lora_config(profile.sft.lora, "CAUSAL_LM"))
+        base = models.load_base(profile)
+        adapter = get_peft_model(base, lora_config(profile.sft.lora, "CAUSAL_LM", base))
         outputs.save_checkpoint(profile, "sft_qlora_final", changed(adapter), tokenizer)
-        adapter = lora_config(profile.reward.lora, "SEQ_CLS", modules_to_save=["score"])
-        reward_model = changed(get_peft_model(models.new_reward_model(profile, seed=0), adapter))
+        trunk = models.new_reward_model(profile, seed=0)
+        reward_model = changed(
+            get_peft_model(trunk, lora_config(profile.reward.lora, "SEQ_CLS", trunk, modules_to_save=["score"]))
+        )
         outputs.save_checkpoint(profile, "reward_model_final", reward_model, tokenizer)
     return folder
 

@@ -4,6 +4,7 @@ import re
 
 from rlhf import metrics
 from rlhf.data import first_sentence
+from rlhf.generation import context_of
 from rlhf.lab import gold_table
 from rlhf.profiles import Profile
 from rlhf.reward import scoring
@@ -46,7 +47,7 @@ def probe_rewards(profile: Profile, model, tokenizer, prompts: list[str], answer
     texts = [[make(*pair) for pair in zip(answers, others, strict=True)] for _, _, make in PROBES]
     ended = [True] * len(prompts)
     lengths = np.array([[len(ids) for ids in scoring.encode(tokenizer, prompts, probe, ended)] for probe in texts])
-    kept = np.flatnonzero(lengths.max(axis=0) <= model.config.max_position_embeddings)
+    kept = np.flatnonzero(lengths.max(axis=0) <= context_of(model))
     if not len(kept):
         raise ValueError("no prompt's probes fit into the context; give shorter answers.")
     asked, size = [prompts[i] for i in kept], profile.decoding.batch_size

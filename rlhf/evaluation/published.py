@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf import metrics, outputs, runtime
 from rlhf.evaluation.answers import DECODINGS, decode
+from rlhf.generation import context_of, trunk_of
 from rlhf.profiles import Profile
 
 import numpy as np
@@ -51,7 +52,7 @@ def load_published_reward(folder: Path, base: str) -> Callable[[list[str], list[
         options = {"num_labels": 1, "dtype": torch.float32, "use_safetensors": True}
         trunk = AutoModelForSequenceClassification.from_pretrained(base, **options)
         model = PeftModel.from_pretrained(trunk, path).merge_and_unload().to(runtime.device()).eval()
-    context = model.config.max_position_embeddings
+    context = context_of(model)
 
     @torch.no_grad()
     def reward(prompts: list[str], responses: list[str], ended: list[bool]) -> np.ndarray:
@@ -59,7 +60,7 @@ def load_published_reward(folder: Path, base: str) -> Callable[[list[str], list[
         for prompt, response, _ in zip(prompts, responses, ended, strict=True):
             text = PUBLISHED_TEMPLATE.format(prompt=prompt, response=response)
             ids = tokenizer(text, truncation=True, max_length=context, return_tensors="pt")["input_ids"]
-            hidden = getattr(model, model.base_model_prefix)(input_ids=ids.to(model.device)).last_hidden_state
+            hidden = trunk_of(model)(input_ids=ids.to(model.device)).last_hidden_state
             scores.append(model.score(hidden[0, -1]).item())  # by hand: with pad = EOS, the class would look for it
         return np.array(scores)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf import runtime
-from rlhf.generation import encode_prompts, head_logits, left_padded, sample, uniform_draws
+from rlhf.generation import context_of, encode_prompts, head_logits, left_padded, sample, trunk_of, uniform_draws
 from rlhf.ppo import algorithm, checkpoint
 from rlhf.ppo.experience import Experience, Rollout
 from rlhf.ppo.settings import Settings
@@ -57,9 +57,9 @@ class PPOTrainer:
         self.encoded = encode_prompts(tokenizer, self.prompts)
         self._check()
         self.generator = torch.Generator().manual_seed(settings.seed)  # of the order of prompts and mini-batches
-        self.value_head = torch.nn.utils.skip_init(torch.nn.Linear, policy.config.hidden_size, 1, device=self.device)
-        for parameter in self.value_head.parameters():
-            torch.nn.init.zeros_(parameter)
+        width = policy.get_output_embeddings().weight.shape[1]
+        self.value_head = torch.nn.Linear(width, 1, device="meta").to_empty(device=self.device)  # no draw is made
+        self.value_head.load_state_dict({"weight": torch.zeros(1, width), "bias": torch.zeros(1)})
         self.value_module = self.value_head if value_model is None else value_model  # what learns the values
         groups = [[p for p in module.parameters() if p.requires_grad] for module in (policy, self.value_module)]
         self.parameters = [p for group in groups for p in group]
@@ -91,7 +91,7 @@ class PPOTrainer:
             raise ValueError(f"{found}; give more prompts or lower batch_size.")
         if self.tokenizer.pad_token_id in (None, self.tokenizer.eos_token_id):
             raise ValueError("the tokenizer needs a pad token that is not EOS, or answers never learn to end.")
-        room = self.policy.config.max_position_embeddings - settings.max_new_tokens
+        room = context_of(self.policy) - settings.max_new_tokens
         for prompt, ids in zip(self.prompts, self.encoded, strict=True):
             if len(ids) > room:
                 raise ValueError(
@@ -275,7 +275,7 @@ class PPOTrainer:
         used, prompt = rollout.attention[rows].any(dim=0).nonzero(), rollout.sequences.shape[1] - tokens
         start, end = int(used[0]), int(used[-1])
         attention = rollout.attention[rows, start:end]
-        states = getattr(model, model.base_model_prefix)(
+        states = trunk_of(model)(
             input_ids=rollout.sequences[rows, start:end],
             attention_mask=attention,
             position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),

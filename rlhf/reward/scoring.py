@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from rlhf.generation import right_padded
+from rlhf import tokens
+from rlhf.generation import context_of, right_padded
 from rlhf.template import format_prompt, format_response
 
 import numpy as np
@@ -19,7 +20,7 @@ def encode(tokenizer, prompts: Sequence[str], responses: Sequence[str], ended: S
         counts = f"{len(prompts)} prompts, {len(responses)} responses and {len(ended)} marks of an end"
         raise ValueError(f"{counts} are given; give one response and one mark per prompt.")
     texts = [format_prompt(p) + format_response(r) for p, r in zip(prompts, responses, strict=True)]
-    encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    encoded = tokens.encode(tokenizer, texts)
     return [ids + [tokenizer.eos_token_id] * bool(end) for ids, end in zip(encoded, ended, strict=True)]
 
 
@@ -39,7 +40,7 @@ def score(model, tokenizer, prompts, responses, ended, *, batch_size: int = 32) 
             f"({model.config.pad_token_id}), or the score is read at the wrong token; load both by rlhf.models."
         )
     encoded = encode(tokenizer, prompts, responses, ended)
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > context:
             length = f"{len(ids)} tokens with its prompt, more than the context of {context}"

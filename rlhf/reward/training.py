@@ -35,7 +35,7 @@ def make_trainer(profile: Profile, model, tokenizer, train: Dataset, validation:
             eval_dataset=validation.select_columns(["chosen_ids", "rejected_ids"]),
             processing_class=tokenizer,
             # The head is new: it is trained and saved whole, beside the adapters on the trunk.
-            peft_config=lora_config(settings.lora, "SEQ_CLS", modules_to_save=["score"]),
+            peft_config=lora_config(settings.lora, "SEQ_CLS", model, modules_to_save=["score"]),
         )
 
 
