@@ -3,15 +3,19 @@
 All three stages use the same split by prompt, so that no test prompt, nor a copy of it, is seen by any training.
 """
 
+import math
 import re
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
-from rlhf import download
+from rlhf import download, files, forms
 from rlhf.lab import corpus
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
+from rlhf.tokens import encode
 
-import datasets
+import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
@@ -20,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 # train_test_split(test_size=0.05, seed=42) of the raw rows gives the published 1,658 test rows of 33,143.
 TEST_SHARE, SPLIT_SEED = 0.05, 42
 VALIDATION_SHARE = 0.03
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+LARGEST_LOSS = 0.05  # of the rows, to prompts that stand on both sides of a split
 
 
 def first_sentence(text: str) -> str:
@@ -33,18 +37,26 @@ def normalise_prompt(prompt: str) -> str:
     return " ".join(prompt.casefold().split())
 
 
+class Pair(NamedTuple):
+    """A row that was read: where it stands, and its texts, or why it can't be used."""
+
+    where: str
+    texts: tuple[str, str, str] | None  # prompt, chosen, rejected
+    fault: str = ""
+
+
 def load_preferences(profile: Profile) -> DatasetDict:
     """Train, validation and test pairs with the columns prompt, chosen, rejected (strings).
 
-    Prints one line on what was dropped. Raises ValueError for missing columns or where no usable row is left, and
-    ConnectionError where a Hub data set can't be reached.
+    The forms that are read are those of rlhf.forms, in the files of rlhf.files; data for fine-tuning alone have empty
+    rejected answers. Prints the form that was found, what was dropped, and an example of each fault. Raises ValueError
+    for a file that can't be read, for columns of no known form, and where no usable row is left, and ConnectionError
+    where a Hub data set can't be reached.
     """
     if profile.lab:
-        tables = {split: _lab_table(profile, split)[COLUMNS] for split in SPLITS}
-        splits = {split: Dataset.from_pandas(table, preserve_index=False) for split, table in tables.items()}
-    else:
-        splits = _split_rows(_load_rows(profile.dataset))
-    return _clean(splits, profile.dataset)
+        tables = {split: _lab_table(profile, split)[COLUMNS].itertuples(index=False, name=None) for split in SPLITS}
+        return _clean({split: [Pair("", texts) for texts in table] for split, table in tables.items()}, profile.dataset)
+    return _clean(_with_all_splits(_load_pairs(profile.dataset)), profile.dataset)
 
 
 def _lab_table(profile: Profile, split: str) -> pd.DataFrame:
@@ -60,26 +72,8 @@ def error_kinds(profile: Profile, rows: Dataset) -> list[str]:
     return [known[pair] for pair in zip(rows["prompt"], rows["chosen"], strict=True)]
 
 
-def _load_local(path: Path):
-    """A folder made by save_to_disk, a folder of data files, or one file. Raises ValueError where it can't be read."""
-    if path.is_file() and path.suffix not in READERS:
-        raise ValueError(f"data file {path.name!r} has none of the endings {', '.join(READERS)}; convert it to one.")
-    try:
-        if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-            return datasets.load_from_disk(str(path))
-        if path.is_dir():
-            return datasets.load_dataset(str(path))
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return datasets.load_dataset(READERS[path.suffix], data_files=str(path), **options)
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"data set {path.name!r} can't be read ({type(error).__name__}: {str(error).splitlines()[:1]}); "
-            f"it needs rows with the columns {', '.join(COLUMNS)}."
-        ) from error
-
-
-def _load_rows(name: str) -> Dataset:
-    """The rows of a local folder or file, or of a data set on the Hub."""
+def _load_pairs(name: str) -> dict[str, list[Pair]]:
+    """The rows of a local folder or file, or of a data set on the Hub, by the splits that it has."""
     path = Path(name)
     if not path.exists():
         try:
@@ -89,53 +83,97 @@ def _load_rows(name: str) -> Dataset:
                 f"{error} Without the Hub, set RLHF_DATASET to a local folder or file with the columns "
                 f"{', '.join(COLUMNS)}, or use the offline profile: RLHF_PROFILE=lab."
             ) from error
-    loaded = _load_local(path)
-    if isinstance(loaded, DatasetDict):
-        loaded = loaded["train" if "train" in loaded else next(iter(loaded))]
-    found = loaded.column_names
-    if missing := [column for column in COLUMNS if column not in found]:
-        raise ValueError(f"column {missing[0]!r} is not in data set {name!r} (found: {found}); rename one of those.")
-    return loaded.select_columns(COLUMNS)
+    splits = files.read(path)
+    rows = [row for part in splits.values() for row in part]
+    if not rows:
+        raise ValueError(f"data set {name!r} has no rows; it needs some with the columns {', '.join(COLUMNS)}.")
+    form, read = forms.find_form(rows, name)
+    print(f"{path.name} has {len(rows):,} rows of the form: {form}")
+
+    def pair(row: files.Row) -> Pair:
+        try:
+            return Pair(row.where, read(row.values))
+        except forms.RowError as fault:
+            return Pair(row.where, None, str(fault))
+
+    return {split: [pair(row) for row in part] for split, part in splits.items()}
 
 
-def _split_rows(rows: Dataset) -> dict[str, Dataset]:
-    """Test rows as published; validation rows by prompt, out of what is left."""
-    if len(rows) < 3:
-        raise ValueError(f"{len(rows)} rows can't be split into train, validation and test; give at least 3.")
-    parts = rows.train_test_split(test_size=TEST_SHARE, seed=SPLIT_SEED)
-    size = max(1, round(VALIDATION_SHARE * len(parts["train"])))
-    rest = parts["train"].train_test_split(test_size=size, seed=SPLIT_SEED)
-    return {"train": rest["train"], "validation": rest["test"], "test": parts["test"]}
+def _with_all_splits(splits: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
+    """The data's own splits; those that are missing are taken out of train, or out of all rows where train is."""
+    splits = dict(splits)
+    if "train" not in splits:
+        splits = {"train": [pair for part in splits.values() for pair in part]}
+    if len(splits["train"]) < 4 - len(splits):
+        raise ValueError(
+            f"{len(splits['train'])} rows can't be split into train, validation and test; give at least 3."
+        )
+    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+        if split not in splits:
+            # The published split rounds its 1,658 test rows of 33,143 up.
+            size = math.ceil(share * len(splits["train"])) if split == "test" else round(share * len(splits["train"]))
+            splits["train"], splits[split] = _split_off(splits["train"], max(1, size), parts=4 - len(splits))
+    return splits
 
 
-def _clean(splits: dict[str, Dataset], name: str) -> DatasetDict:
+def _split_off(pairs: list[Pair], size: int, parts: int) -> tuple[list[Pair], list[Pair]]:
+    """Train without `size` pairs, and those: by row, as published, unless too many rows would be lost to it.
+
+    A prompt of the second part may not stand in the first (_clean). Where prompts repeat that costs rows, so the split
+    is by prompt where it would cost more than LARGEST_LOSS of them. `parts` is how many the pairs have to make in the
+    end. Raises ValueError for fewer distinct prompts than parts.
+    """
+    numbers = Dataset.from_dict({"number": range(len(pairs))}).train_test_split(test_size=size, seed=SPLIT_SEED)
+    first, second = ([pairs[i] for i in numbers[part]["number"]] for part in ("train", "test"))
+    prompts = [normalise_prompt(pair.texts[0]) if pair.texts else None for pair in pairs]
+    held_out = {normalise_prompt(pair.texts[0]) for pair in second if pair.texts}
+    lost = sum(bool(pair.texts) and normalise_prompt(pair.texts[0]) in held_out for pair in first)
+    if lost <= LARGEST_LOSS * len(pairs):
+        return first, second
+    distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
+    if len(distinct) < parts:
+        raise ValueError(f"{len(distinct)} distinct prompts can't be split by prompt; give at least {parts}.")
+    counts, chosen = Counter(prompts), set()
+    for i in np.random.default_rng(SPLIT_SEED).permutation(len(distinct)):
+        if not chosen or (sum(counts[prompt] for prompt in chosen) < size and len(chosen) <= len(distinct) - parts):
+            chosen.add(distinct[i])
+    both = ([p for p, q in zip(pairs, prompts, strict=True) if (q in chosen) == held] for held in (False, True))
+    first, second = both
+    return first, second
+
+
+def _clean(splits: dict[str, list[Pair]], name: str) -> DatasetDict:
     """Drop rows that can't be used, and rows of train and validation whose prompt stands in a later split."""
-    counts = dict.fromkeys(("empty or not text", "chosen equals rejected", "duplicate pair", "prompt held out"), 0)
-    held_out: set[str] = set()
-    cleaned = {}
+    counts, examples, held_out, cleaned = Counter(), {}, set(), {}
     for split in reversed(SPLITS):
         kept = {}  # by what makes two pairs the same
-        for values in zip(*(splits[split][column] for column in COLUMNS), strict=True):
-            if not all(isinstance(value, str) and value.strip() for value in values):
-                counts["empty or not text"] += 1
-                continue
-            prompt, chosen, rejected = row = [value.strip() for value in values]
-            key = (normalise_prompt(prompt), chosen, rejected)
-            if chosen == rejected:
-                counts["chosen equals rejected"] += 1
-            elif key in kept:
-                counts["duplicate pair"] += 1
-            elif key[0] in held_out:
-                counts["prompt held out"] += 1
-            else:
-                kept[key] = dict(zip(COLUMNS, row, strict=True))
+        for pair in splits[split]:
+            fault = pair.fault
+            if pair.texts:
+                prompt, chosen, rejected = (text.strip() for text in pair.texts)
+                key = (normalise_prompt(prompt), chosen, rejected)
+                if chosen == rejected:
+                    fault = "chosen equals rejected"
+                elif key in kept:
+                    fault = "duplicate pair"
+                elif key[0] in held_out:
+                    fault = "prompt held out"
+                else:
+                    kept[key] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            if fault:
+                counts[fault] += 1
+                examples.setdefault(fault, pair)
         if not kept:
-            raise ValueError(f"no usable {split} row is left of data set {name!r} (dropped: {counts}); check the data.")
-        held_out |= {prompt for prompt, _, _ in kept}
+            found = dict(counts)
+            raise ValueError(f"no usable {split} row is left of data set {name!r} (dropped: {found}); check the data.")
+        held_out |= {key[0] for key in kept}
         cleaned[split] = Dataset.from_list(list(kept.values()))
     sizes = ", ".join(f"{split} {len(cleaned[split]):,}" for split in SPLITS)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "nothing"
+    dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "nothing"
     print(f"{Path(name).name} pairs: {sizes}; dropped: {dropped}")
+    for fault, pair in examples.items():
+        text = f" ({pair.texts[0].strip()[:60]!r})" if pair.texts else ""
+        print(f"  {fault}, for example {pair.where}{text}")
     return DatasetDict({split: cleaned[split] for split in SPLITS})
 
 
@@ -146,7 +184,7 @@ def drop_too_long(rows: Dataset, tokenizer, limit: int, answers: tuple[str, ...]
     """
     prompts = [format_prompt(row) for row in rows["prompt"]]
     texts = [[p + format_response(a) for p, a in zip(prompts, rows[column], strict=True)] for column in answers]
-    ids = [tokenizer(column, truncation=False, verbose=False)["input_ids"] for column in texts or [prompts]]
+    ids = [encode(tokenizer, column) for column in texts or [prompts]]
     longest = [max(map(len, row)) + bool(answers) for row in zip(*ids, strict=True)]
     kept = keep_short(rows, longest, limit, name)
     if not len(kept):

@@ -1,12 +1,15 @@
 """What is measured: ROUGE, intervals, paired differences, diversity, calibration, best of n, over-optimisation."""
 
 import math
+import warnings
 from collections import namedtuple
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import regex
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 from scipy.special import comb
 from scipy.stats import spearmanr
 
@@ -16,15 +19,28 @@ LIMITS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of every interval
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
+class AnyScript(Tokenizer):
+    """Words of any script, and single signs where words are written without spaces between them."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return regex.findall(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]|[\p{L}\p{M}\p{N}]+", text.lower())
+
+
 def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
     """F-measure of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) of each prediction, with Porter stemming: arrays of (n,).
 
-    Raises ValueError for empty or unequal lists.
+    rouge-score's own words are made of a-z and digits, so every text in another script would score 0. Where most
+    letters of the references are of another script, its words are taken (AnyScript), with a warning: such numbers can't
+    be compared with those of English texts. Raises ValueError for empty or unequal lists.
     """
     if len(predictions) != len(references) or not predictions:
         found = f"{len(predictions)} predictions and {len(references)} references"
         raise ValueError(f"{found}; give equally many, and some.")
-    scorer = RougeScorer(ROUGE, use_stemmer=True)
+    letters = [letter for text in references for letter in text.lower() if letter.isalpha()]
+    other_script = sum(not "a" <= letter <= "z" for letter in letters) > len(letters) / 2
+    if other_script:
+        warnings.warn("ROUGE: most letters are none of a-z; words of any script are compared, unstemmed", stacklevel=2)
+    scorer = RougeScorer(ROUGE, use_stemmer=True, tokenizer=AnyScript() if other_script else None)
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: np.array([score[name].fmeasure for score in scores]) for name in ROUGE}
 

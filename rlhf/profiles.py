@@ -138,6 +138,7 @@ def _read_profiles() -> dict[str, Profile]:
     return {name: _built(Profile, {"name": name} | table) for name, table in tables.items()}
 
 
+REHEARSED_PROMPTS = 8
 _BY_NAME = _read_profiles()
 PROFILES = tuple(_BY_NAME)
 
@@ -156,7 +157,8 @@ def load_profile(name: str | None = None) -> Profile:
 
     RLHF_MODEL, RLHF_DATASET and RLHF_PUBLISHED (a Hub name or a local path) replace the model, the data and the
     published checkpoints of the profiles that train on real data; RLHF_MAX_STEPS, RLHF_SEED and RLHF_THREADS replace
-    those settings of any profile. Raises ValueError for an unknown profile, a number that is none, or a local path that
+    those settings of any profile. With RLHF_MAX_STEPS REHEARSED_PROMPTS test prompts at most are answered per step.
+    Raises ValueError for an unknown profile, a number that is none, or a local path that
     does not exist.
     """
     name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if runtime.device().type == "cuda" else "lab")
@@ -181,6 +183,8 @@ def load_profile(name: str | None = None) -> Profile:
         number = _whole_number(f"RLHF_{field.upper()}", least=0 if field == "seed" else 1)
         if number is not None:
             changes[field] = number
+    if "max_steps" in changes:  # a rehearsal would spend most of its time on answers
+        changes["eval_prompts"] = min(profile.eval_prompts, REHEARSED_PROMPTS * changes["max_steps"])
     return dataclasses.replace(profile, **changes)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter
 
 from rlhf import data, models
@@ -9,13 +10,10 @@ from rlhf.data import COLUMNS, drop_too_long, error_kinds, load_preferences, nor
 from rlhf.profiles import load_profile
 from rlhf.template import format_prompt
 
-import datasets
 import pandas as pd
 import pytest
 from conftest import run_python, stage_module
 from datasets import Dataset, DatasetDict
-
-pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def row(i, **changes):
@@ -88,8 +86,7 @@ def with_more_columns(folder):
 
 
 @pytest.mark.parametrize(
-    "write",
-    [as_jsonl, as_json, as_folder, as_saved_dataset, as_saved_splits, as_csv, as_tsv, as_parquet, with_more_columns],
+    "write", [as_jsonl, as_json, as_folder, as_saved_dataset, as_csv, as_tsv, as_parquet, with_more_columns]
 )
 def test_local_data_is_loaded_whole_and_in_three_splits(tmp_path, write):
     splits = load(write(tmp_path))
@@ -97,6 +94,29 @@ def test_local_data_is_loaded_whole_and_in_three_splits(tmp_path, write):
     assert all(rows.column_names == COLUMNS for rows in splits.values())
     assert sorted(all_triples(splits)) == sorted(triples(Dataset.from_list(ROWS)))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 55, "validation": 2, "test": 3}
+
+
+def test_splits_of_the_datas_own_are_used_and_the_missing_one_is_taken_out_of_train(tmp_path):
+    splits = load(as_saved_splits(tmp_path))
+    assert splits["test"]["prompt"] == ["Question 1000?", "Question 1001?"]
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 58, "validation": 2, "test": 2}
+    assert sorted(all_triples(splits)) == sorted(triples(Dataset.from_list([*ROWS, row(1000), row(1001)])))
+
+
+def test_three_splits_of_the_datas_own_stay_as_they_are(tmp_path):
+    parts = {"train": ROWS[:50], "dev": ROWS[50:54], "test": ROWS[54:]}
+    for name, rows in parts.items():
+        (tmp_path / "own").mkdir(exist_ok=True)
+        write_jsonl(tmp_path / "own" / f"{name}.jsonl", rows)
+    splits = load(tmp_path / "own")
+    for ours, theirs in (("train", "train"), ("validation", "dev"), ("test", "test")):
+        assert triples(splits[ours]) == triples(Dataset.from_list(parts[theirs]))
+
+
+def test_data_with_a_test_split_alone_is_split_like_one_without(tmp_path):
+    (tmp_path / "own").mkdir()
+    write_jsonl(tmp_path / "own" / "test.jsonl", ROWS)
+    assert [len(part) for part in load(tmp_path / "own").values()] == [55, 2, 3]
 
 
 def test_equal_files_give_equal_splits(tmp_path):
@@ -129,13 +149,16 @@ def test_missing_column_is_named_with_those_that_were_found(tmp_path, missing):
 
 def dropped(capsys) -> str:
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "dropped: " in printed
-    return printed.strip().split("dropped: ")[1]
+    assert printed.count("dropped: ") == 1
+    return printed.split("dropped: ")[1].split("\n")[0]
 
 
 def test_clean_data_is_said_to_lose_nothing(tmp_path, capsys):
     load(as_jsonl(tmp_path))
-    assert capsys.readouterr().out == "pairs.jsonl pairs: train 55, validation 2, test 3; dropped: nothing\n"
+    assert capsys.readouterr().out == (
+        "pairs.jsonl has 60 rows of the form: prompt, chosen and rejected as text\n"
+        "pairs.jsonl pairs: train 55, validation 2, test 3; dropped: nothing\n"
+    )
 
 
 def test_every_reason_for_dropping_is_counted_in_one_line(tmp_path, capsys):
@@ -146,21 +169,32 @@ def test_every_reason_for_dropping_is_counted_in_one_line(tmp_path, capsys):
     copies = [dict(zip(COLUMNS, triples(split[name])[0], strict=True)) for name in split]
     capsys.readouterr()
     splits = load(write_jsonl(tmp_path / "more.jsonl", [*ROWS, *unusable, *equal, *copies]))
-    counts = {part.split(" ", 1)[1]: int(part.split(" ", 1)[0]) for part in dropped(capsys).split(", ")}
-    assert counts["empty or not text"] == 4
+    printed = capsys.readouterr().out
+    found = re.findall(r"(\d+) (.+?)(?:, (?=\d)|\n)", printed.split("dropped: ")[1].split("\n")[0] + "\n")
+    counts = {fault: int(count) for count, fault in found}
+    assert "  chosen is empty, for example more.jsonl line 61\n" in printed
+    assert "  chosen equals rejected, for example more.jsonl line 65 ('Question 64?')\n" in printed
+    assert {fault: counts[fault] for fault in ("chosen is empty", "prompt is empty", "rejected is empty")} == {
+        "chosen is empty": 1,
+        "prompt is empty": 1,
+        "rejected is empty": 1,
+    }
+    assert counts["chosen is a number, not text"] == 1
     assert counts["chosen equals rejected"] == 2
     assert counts["duplicate pair"] + counts.get("prompt held out", 0) == 3
     assert sorted(all_triples(splits)) == sorted(triples(Dataset.from_list(ROWS)))
 
 
-def test_two_pairs_of_one_prompt_both_count(tmp_path, capsys):
+def pairs(*rows):
+    return [data.Pair("a file", tuple(row.values())) for row in rows]
+
+
+def test_two_pairs_of_one_prompt_both_count(capsys):
     rows = data._clean(
         {
-            "train": Dataset.from_list(
-                [row(0), row(0, chosen="Another good one."), row(0), row(0, prompt=" question 0? ")]
-            ),
-            "validation": Dataset.from_list([row(1)]),
-            "test": Dataset.from_list([row(2)]),
+            "train": pairs(row(0), row(0, chosen="Another good one."), row(0), row(0, prompt=" question 0? ")),
+            "validation": pairs(row(1)),
+            "test": pairs(row(2)),
         },
         "some/name",
     )
@@ -207,16 +241,35 @@ def test_no_prompt_stands_in_two_splits_even_where_prompts_collide_only_after_no
     assert not prompts["train"] & prompts["test"]
     assert not prompts["train"] & prompts["validation"]
     assert not prompts["validation"] & prompts["test"]
-    # The raw split does put some into two splits: without that, this test would prove nothing.
-    count = len(rows) - sum(map(len, splits.values()))
-    assert count > 0 and dropped(capsys) == f"{count} prompt held out"
+    # A split by row would put some into two splits: without that, this test would prove nothing.
+    parts = Dataset.from_list(rows).train_test_split(test_size=data.TEST_SHARE, seed=data.SPLIT_SEED)
+    by_row = [{normalise_prompt(prompt) for prompt in part["prompt"]} for part in parts.values()]
+    assert by_row[0] & by_row[1]
+    assert dropped(capsys) == "nothing" and sum(map(len, splits.values())) == len(rows)
+
+
+def test_where_few_rows_would_be_lost_the_split_is_by_row_as_published_and_says_how_many_were(tmp_path, capsys):
+    rows = [row(i) for i in range(1000)] + [row(i, chosen=f"Another {i}.") for i in range(100)]
+    splits = load(write_jsonl(tmp_path / "pairs.jsonl", rows))
+    published = Dataset.from_list(rows).train_test_split(test_size=0.05, seed=42)["test"]
+    assert triples(splits["test"]) == triples(published)
+    lost = len(rows) - sum(map(len, splits.values()))
+    assert 0 < lost <= 0.05 * len(rows) and dropped(capsys) == f"{lost} prompt held out"
+
+
+@pytest.mark.parametrize(("prompts", "each"), [(547, 6), (40, 50), (3, 30)])
+def test_at_least_95_of_100_usable_rows_survive_a_split_however_often_prompts_repeat(tmp_path, prompts, each):
+    rows = [row(i, chosen=f"Good {n}.") for n in range(each) for i in range(prompts)]
+    splits = load(write_jsonl(tmp_path / "pairs.jsonl", rows))
+    assert sum(map(len, splits.values())) >= 0.95 * len(rows)
+    assert len(splits["test"]) >= 0.05 * len(rows)
 
 
 def test_a_held_out_prompt_leaves_train_and_never_test():
     splits = {
-        "train": Dataset.from_list([row(0), row(1), row(2)]),
-        "validation": Dataset.from_list([row(1, chosen="Other."), row(2, chosen="Other.")]),
-        "test": Dataset.from_list([row(2, chosen="Third.")]),
+        "train": pairs(row(0), row(1), row(2)),
+        "validation": pairs(row(1, chosen="Other."), row(2, chosen="Other.")),
+        "test": pairs(row(2, chosen="Third.")),
     }
     cleaned = data._clean(splits, "name")
     assert {name: part["prompt"] for name, part in cleaned.items()} == {
@@ -237,7 +290,8 @@ def test_a_held_out_prompt_leaves_train_and_never_test():
     ids=["all equal", "all empty", "all numbers", "all one pair"],
 )
 def test_data_of_which_nothing_usable_is_left_is_refused(tmp_path, rows):
-    with pytest.raises(ValueError, match=r"no usable \w+ row is left of data set .*pairs\.jsonl.*dropped: "):
+    match = r"no usable \w+ row is left of data set .*pairs\.jsonl.*dropped: |1 distinct prompts can't be split"
+    with pytest.raises(ValueError, match=match):
         load(write_jsonl(tmp_path / "pairs.jsonl", rows))
 
 
@@ -330,12 +384,6 @@ def test_nothing_is_printed_where_every_row_fits(tokenizer, capsys):
 def test_data_of_which_no_row_fits_is_refused(tokenizer):
     with pytest.raises(ValueError, match="test pairs: no row fits into 3 tokens"):
         drop_too_long(Dataset.from_list(ROWS), tokenizer, 3, ("chosen",), "test pairs")
-
-
-def test_own_datasets_cache_is_used(tmp_path):
-    load(as_jsonl(tmp_path))
-    assert str(tmp_path) in str(datasets.config.HF_DATASETS_CACHE)
-    assert any((tmp_path / "datasets_cache").rglob("*.arrow"))
 
 
 @pytest.mark.parametrize(

@@ -327,3 +327,26 @@ def test_gap_needs_a_way_and_equally_many_numbers():
         metrics.gap_closed([1, 2], [3, 4], [4, 3])
     with pytest.raises(ValueError, match="2, 2 and 1 numbers"):
         metrics.gap_closed([1, 2], [3, 4], [4])
+
+
+@pytest.mark.parametrize(
+    ("reference", "part"),
+    [
+        ("Разогрейте духовку до двухсот градусов", "Разогрейте духовку"),
+        ("烤箱预热到两百度", "烤箱预热"),
+        ("ओवन को गरम करें", "ओवन को"),
+        ("Ζεστάνετε τον φούρνο", "ζεστάνετε τον"),
+    ],
+)
+def test_rouge_of_a_text_in_another_script_is_not_silently_zero(reference, part):
+    with pytest.warns(UserWarning, match="none of a-z"):
+        equal, half, none = rouge_per_example([reference, part, "xyz"], [reference] * 3)["rouge1"]
+    assert equal == 1.0 and 0.4 < half < 1.0 and none == 0.0
+
+
+def test_accents_and_a_few_foreign_words_leave_rouge_as_published(recwarn):
+    texts = ["Heat the crème brûlée for a minute", "Das Backen der Brötchen (Ελλάδα)"]
+    scorer = rouge_scorer.RougeScorer(["rouge1"], use_stemmer=True)
+    expected = [scorer.score(text, texts[0])["rouge1"].fmeasure for text in texts]
+    assert rouge_per_example([texts[0]] * 2, texts)["rouge1"].tolist() == expected
+    assert not recwarn.list

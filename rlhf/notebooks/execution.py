@@ -287,7 +287,8 @@ def report(error: BaseException, path: Path, cell: str, copy: Path) -> None:
 
 def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path) -> int:
     """Execute the chosen notebooks; returns the exit status of the first that does not finish, or 0."""
-    limit = f", at most {profile.max_steps} steps per training" if profile.max_steps else ""
+    steps, prompts = profile.max_steps, profile.eval_prompts
+    limit = f", at most {steps} steps per training and {prompts} test prompts" if steps else ""
     print(
         f"Profile {profile.name} on {runtime.hardware()}: model {profile.model}, data {profile.dataset}, "
         f"seed {profile.seed}{limit}."

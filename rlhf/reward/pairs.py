@@ -18,10 +18,16 @@ def load_pairs(profile: Profile, tokenizer) -> DatasetDict:
     """Train, validation and test pairs with prompt, chosen, rejected and their tokens chosen_ids, rejected_ids.
 
     The tokens are those of scoring.encode, not padded: the collator pads to the longest text of a batch. A pair of
-    which one side is longer than the profile's max_length is counted and left out; TRL would drop it without a word.
+    which one side is longer than the profile's max_length or the model's context is counted and left out; TRL would
+    drop it without a word. Raises ValueError for data without rejected answers.
     """
-    splits, limit = DatasetDict(), profile.reward.max_length
+    splits, limit = DatasetDict(), min(profile.reward.max_length, tokenizer.model_max_length)
     for split, rows in load_preferences(profile).items():
+        if not all(rows["rejected"]):
+            raise ValueError(
+                f"data set {profile.dataset!r} has no rejected answers: it serves fine-tuning (the notebooks of folder "
+                f"01) alone; a reward model and PPO need the columns prompt, chosen, rejected."
+            )
         rows = drop_too_long(rows, tokenizer, limit, ("chosen", "rejected"), f"{split} pairs")
         splits[split] = _with_tokens(rows, tokenizer)
     return splits

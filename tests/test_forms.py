@@ -1,0 +1,93 @@
+"""The forms in which people bring preferences, and the faults of single rows."""
+
+from rlhf import forms
+from rlhf.files import Row
+
+import pytest
+
+ASK, GOOD, BAD = "Why is the sky blue?", "Air scatters blue light most.", "It just is."
+USER, ANSWER, OTHER = (
+    {"role": role, "content": text} for role, text in (("user", ASK), ("assistant", GOOD), ("assistant", BAD))
+)
+SYSTEM, EARLIER = {"role": "system", "content": "Be short."}, {"role": "assistant", "content": "Hello."}
+LONG = "System: Be short.\n\nUser: Why is the sky blue?\n\nAssistant: Hello.\n\nUser: Why is the sky blue?"
+TURNS = [SYSTEM, USER, EARLIER, USER]
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why is the sky blue?\n\nAssistant:"
+
+
+def read(values: dict):
+    name, form = forms.find_form([Row("a", values)], "data")
+    return name, form(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "triple", "said"),
+    [
+        ({"prompt": ASK, "chosen": GOOD, "rejected": BAD}, (ASK, GOOD, BAD), "as text"),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}, (ASK, GOOD, BAD), "lists of turns"),
+        ({"prompt": TURNS, "chosen": [ANSWER], "rejected": [OTHER]}, (LONG, GOOD, BAD), "lists of turns"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, (ASK, GOOD, BAD), "whole dialogues"),
+        ({"chosen": [*TURNS, ANSWER], "rejected": [*TURNS, OTHER]}, (LONG, GOOD, BAD), "whole dialogues"),
+        ({"prompt": ASK, "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, (ASK, GOOD, BAD), "whole dialogues"),
+        ({"prompt": ASK, "chosen": [ANSWER], "rejected": [OTHER]}, (ASK, GOOD, BAD), "whole dialogues"),
+        (
+            {"chosen": f"{HH} {GOOD}", "rejected": f"{HH} {BAD}"},
+            (f"User: Hi\n\nAssistant: Hello.\n\nUser: {ASK}", GOOD, BAD),
+            "marked Human and Assistant",
+        ),
+        ({"instruction": ASK, "input": "", "chosen": GOOD, "rejected": BAD}, (ASK, GOOD, BAD), "instruction"),
+        ({"instruction": "Say", "input": "x", "chosen": GOOD, "rejected": BAD}, ("Say\n\nx", GOOD, BAD), "instruction"),
+        ({"instruction": ASK, "chosen": GOOD, "rejected": BAD}, (ASK, GOOD, BAD), "instruction"),
+        ({"instruction": "Say", "input": "x", "output": GOOD}, ("Say\n\nx", GOOD, ""), "fine-tuning alone"),
+    ],
+)
+def test_every_form_gives_prompt_chosen_and_rejected(values, triple, said):
+    name, found = read(values)
+    assert found == triple and said in name
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"prompt": None, "chosen": GOOD, "rejected": BAD}, "prompt is empty"),
+        ({"prompt": ASK, "chosen": " \n", "rejected": BAD}, "chosen is empty"),
+        ({"prompt": [USER], "chosen": GOOD, "rejected": BAD}, "prompt is a list, not text"),
+        ({"prompt": ASK, "chosen": 7, "rejected": BAD}, "chosen is a number, not text"),
+        ({"prompt": ASK, "chosen": True, "rejected": BAD}, "chosen is true or false, not text"),
+        ({"prompt": ASK, "chosen": {"text": GOOD}, "rejected": BAD}, "chosen is an object, not text"),
+        ({"prompt": ASK, "chosen": "half \ud83d", "rejected": BAD}, "chosen holds half of a surrogate pair"),
+    ],
+)
+def test_the_fault_of_a_row_is_named_for_what_it_is(values, fault):
+    _, form = forms.find_form([Row("a", {"prompt": ASK, "chosen": GOOD, "rejected": BAD})], "data")
+    with pytest.raises(forms.RowError, match=fault):
+        form(values)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "fault"),
+    [
+        ([USER, ANSWER], [USER, OTHER, USER], "rejected has other turns than one answer"),
+        ([USER, ANSWER, USER, ANSWER], [USER, OTHER, USER, ANSWER], "chosen has other turns than one answer"),
+        ([ANSWER, ANSWER], [ANSWER, OTHER], "the prompt does not end with a user's turn"),
+        ([], [USER, OTHER], "chosen is empty"),
+        ([USER, {"role": "tool", "content": "x"}], [USER, OTHER], "turn of another role"),
+        ([USER, {"role": "assistant", "content": ["x"]}], [USER, OTHER], "content is a list, not text"),
+        ("text", [USER, OTHER], "chosen is no list of turns"),
+    ],
+)
+def test_the_fault_of_a_dialogue_is_named_for_what_it_is(chosen, rejected, fault):
+    _, form = forms.find_form([Row("a", {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]})], "data")
+    with pytest.raises(forms.RowError, match=fault):
+        form({"chosen": chosen, "rejected": rejected})
+
+
+def test_dialogues_that_are_equal_are_equal_answers_which_are_counted_as_such():
+    _, (prompt, chosen, rejected) = read({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]})
+    assert (prompt, chosen) == (ASK, GOOD) and chosen == rejected
+
+
+def test_the_form_is_that_of_most_rows():
+    rows = [Row("a", {"prompt": ASK, "chosen": GOOD, "rejected": BAD})] * 3
+    rows.insert(0, Row("b", {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}))
+    assert forms.find_form(rows, "data")[0] == "prompt, chosen and rejected as text"
