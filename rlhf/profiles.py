@@ -158,8 +158,7 @@ def load_profile(name: str | None = None) -> Profile:
     RLHF_MODEL, RLHF_DATASET and RLHF_PUBLISHED (a Hub name or a local path) replace the model, the data and the
     published checkpoints of the profiles that train on real data; RLHF_MAX_STEPS, RLHF_SEED and RLHF_THREADS replace
     those settings of any profile. With RLHF_MAX_STEPS REHEARSED_PROMPTS test prompts at most are answered per step.
-    Raises ValueError for an unknown profile, a number that is none, or a local path that
-    does not exist.
+    Raises ValueError for an unknown profile, a number that is none, or a local path that does not exist.
     """
     name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if runtime.device().type == "cuda" else "lab")
     if name not in _BY_NAME:

