@@ -21,9 +21,9 @@ from rlhf.profiles import Profile, load_profile, set_up
 from rlhf.reward.scoring import score
 
 import torch
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import PreTrainedModel, StoppingCriteriaList, TextIteratorStreamer
 
-POLICIES = {"base": "base", "sft": "sft_full", "ppo": "ppo_aligned"}  # the registry's key of each command
+POLICIES = ("base", "sft", "ppo")  # the commands that choose who answers
 HELP = """/base /sft /ppo   who answers from now on
 /compare          the last question, answered by all three side by side
 /reward           the reward of the last answer
@@ -81,13 +81,19 @@ def in_columns(texts: dict[str, str], width: int) -> str:
     return "\n".join("  ".join(cell.ljust(each) for cell in line).rstrip() for line in lines)
 
 
+def load_policy(profile: Profile, name: str) -> PreTrainedModel:
+    """The model that one of POLICIES stands for."""
+    keys = {"base": "base", "sft": models.start_key(profile), "ppo": "ppo_aligned"}
+    return models.load_policy(profile, keys[name])
+
+
 class Chat:
     """What a session knows: who answers, the last question and its answer. Models are loaded when first asked."""
 
     def __init__(self, profile: Profile, model: str, write: Callable[[str], None]):
         self.profile, self.model, self.write = profile, model, write
         self.tokenizer = models.load_tokenizer(profile)
-        self.policy = cache(lambda name: models.load_policy(profile, POLICIES[name]))
+        self.policy = cache(lambda name: load_policy(profile, name))
         self.reward_model = cache(lambda: models.load_reward_model(profile))
         decoding = profile.decoding
         self.options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
@@ -156,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 2 where it can't start or answer."""
     description = "A terminal chat with the policies of a run."
     parser = argparse.ArgumentParser(prog="python -m rlhf.chat", description=description)
-    parser.add_argument("--model", choices=tuple(POLICIES), default="ppo", help="who answers first (default: ppo)")
+    parser.add_argument("--model", choices=POLICIES, default="ppo", help="who answers first (default: ppo)")
     parser.add_argument("--once", metavar="PROMPT", help="answer this one prompt and leave")
     options = parser.parse_args(arguments)
     write = partial(print, end="", flush=True)

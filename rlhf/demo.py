@@ -46,7 +46,7 @@ class Answerer:
     def __init__(self, profile: Profile):
         self.profile = profile
         self.tokenizer = models.load_tokenizer(profile)
-        self.policies = {name: models.load_policy(profile, key) for name, key in chat.POLICIES.items()}
+        self.policies = {name: chat.load_policy(profile, name) for name in chat.POLICIES}
         self.reward_model = models.load_reward_model(profile)
 
     def stream(self, prompt: str, temperature: float, max_new_tokens: int) -> Iterator[list[str]]:

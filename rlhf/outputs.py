@@ -213,6 +213,17 @@ def save_checkpoint(profile, name: str, *parts) -> Path:
     return path
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter, which is no model without its base."""
+    return (path / "adapter_config.json").exists()
+
+
+def by_adapters(profile) -> bool:
+    """Whether the run trains nothing but adapters on one frozen 4-bit base, as rlhf.models.prepare_base noted."""
+    run = evaluation_dir(profile) / "run.json"
+    return run.exists() and read_json(profile, run.name).get("by_adapters", False)
+
+
 def require_checkpoint(profile, name: str) -> Path:
     """The path of a checkpoint; FileNotFoundError says which notebook makes it where it is missing."""
     path = checkpoint_path(profile, name)

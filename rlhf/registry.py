@@ -15,7 +15,6 @@ class Model(NamedTuple):
     colour: str = "#222222"
     marker: str = "o"
     settings: str | None = None
-    adapter: bool = False
 
 
 _TABLES = tomllib.loads((Path(__file__).parent / "registry.toml").read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """What the machine is and how it is used: device, precision, threads, seeds, clock."""
 
+import math
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 
@@ -74,6 +76,24 @@ def clock() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def memory_bytes() -> float:
+    """The memory of the device: that of the GPU or of the machine, or RLHF_MEMORY_GB (10^9 bytes) where less is free.
+
+    Raises ValueError for an RLHF_MEMORY_GB that is no positive number.
+    """
+    if text := os.environ.get("RLHF_MEMORY_GB", "").strip():
+        try:
+            given = float(text)
+        except ValueError:
+            given = math.nan
+        if not 0 < given < math.inf:
+            raise ValueError(f"RLHF_MEMORY_GB={text!r} is no positive number; give gigabytes, such as 16, or unset it.")
+        return given * 1e9
+    if device().type == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return psutil.virtual_memory().total
 
 
 def peak_memory_mb(pid: int) -> int | None:

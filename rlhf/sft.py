@@ -2,10 +2,10 @@
 
 import statistics
 
-from rlhf import models, runtime
+from rlhf import models, outputs, runtime
 from rlhf.profiles import Profile
 from rlhf.tokens import encode
-from rlhf.training import StageTrainer, fit_arguments, logged, lora_config
+from rlhf.training import StageTrainer, fit_arguments, logged, lora_config, train_in_float32
 
 import pandas as pd
 from datasets import Dataset
@@ -55,9 +55,7 @@ def make_trainer(
 ) -> SFTTrainer:
     """A trainer on tokenised examples (`tokenize`); TensorBoard files go to outputs/logs/<profile>/<run>.
 
-    With `adapter` only the adapter is trained. `epochs` and `evaluations` replace the profile's. What is trained is
-    kept in float32: a bfloat16 weight has 8 bits of precision, so most steps of a small learning rate would be rounded
-    away, and a CPU without bfloat16 takes five times as long for the products. Autocast lowers those where it pays.
+    With `adapter` only the adapter is trained. `epochs` and `evaluations` replace the profile's.
     """
     examples = (epochs or profile.sft.epochs) * len(train)
     evaluations = 0 if validation is None else evaluations or profile.sft.evaluations
@@ -76,10 +74,18 @@ def make_trainer(
             processing_class=tokenizer,
             peft_config=adapter,
         )
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # TRL 1.12 stores the adapter of a 4-bit model in bfloat16
-            parameter.data = parameter.data.float()
+    train_in_float32(trainer.model)
     return trainer
+
+
+def methods(profile: Profile) -> tuple[str, ...]:
+    """The methods that the base is not too large for, in the order of METHODS."""
+    return ("qlora",) if outputs.by_adapters(profile) else METHODS
+
+
+def learning_rates(profile: Profile, method: str) -> tuple[float, ...]:
+    """The rates that are tried for a method."""
+    return profile.sft.full_learning_rates if method == "full" else profile.sft.qlora_learning_rates
 
 
 def start_model(profile: Profile, method: str) -> tuple[PreTrainedModel, LoraConfig | None]:
@@ -138,9 +144,8 @@ def search_learning_rate(profile: Profile, method: str, tokenizer, train, valida
 
     Columns method, learning_rate, validation_loss. Every run starts from the same weights and sees the same examples.
     """
-    settings, rows = profile.sft, []
-    part = share_of(train, settings.search_share, profile.seed)
-    for learning_rate in settings.full_learning_rates if method == "full" else settings.qlora_learning_rates:
+    rows, part = [], share_of(train, profile.sft.search_share, profile.seed)
+    for learning_rate in learning_rates(profile, method):
         model, adapter = start_model(profile, method)
         run = f"search_{method}_{learning_rate:g}"
         options = {"learning_rate": learning_rate, "epochs": 1, "evaluations": 1, "adapter": adapter}

@@ -7,6 +7,7 @@ import random
 from rlhf import generation, models, outputs, sft
 from rlhf.data import load_preferences
 from rlhf.lab import base_model
+from rlhf.ppo import trl
 from rlhf.ppo.settings import Settings
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.profiles import load_profile
@@ -20,6 +21,7 @@ import pytest
 import torch
 import transformers
 from conftest import TEXTS
+from datasets import Dataset
 
 VOCABULARY = 640  # more than the tokenizer has: some models fill their embedding up to a round number
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -84,10 +86,9 @@ def save_pairs(path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def brought(request, tmp_path, monkeypatch):
+def bring(name, tmp_path, monkeypatch):
     """The `gpt2` profile with a model and pairs of one's own, cut to two steps and small batches."""
-    save_model(tmp_path / "model", request.param)
+    save_model(tmp_path / "model", name)
     save_pairs(tmp_path / "pairs.jsonl")
     for name, value in (("OUTPUTS", "outputs"), ("MODEL", "model"), ("DATASET", "pairs.jsonl")):
         monkeypatch.setenv(f"RLHF_{name}", str(tmp_path / value))
@@ -101,6 +102,11 @@ def brought(request, tmp_path, monkeypatch):
         sft=dataclasses.replace(profile.sft, **small),
         reward=dataclasses.replace(profile.reward, **small),
     )
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def brought(request, tmp_path, monkeypatch):
+    return bring(request.param, tmp_path, monkeypatch)
 
 
 def test_every_stage_runs_and_what_is_sampled_has_the_models_own_probabilities(brought, tmp_path, capsys):
@@ -188,3 +194,76 @@ def plain_rollout_logprobs(model, rollout) -> torch.Tensor:
         logprobs = torch.log_softmax(logits[:-1], dim=-1).gather(1, ids[first + 1 :, None]).squeeze(1)
         result[row] = logprobs[-result.shape[1] :]
     return result
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "granite"])
+def test_a_base_that_is_too_large_is_kept_once_under_adapters(name, tmp_path, monkeypatch, capsys):
+    """Every stage again, on adapters that share their frozen 4-bit base; a checkpoint is an adapter alone."""
+    profile = bring(name, tmp_path, monkeypatch)
+    monkeypatch.setenv("RLHF_MEMORY_GB", "0.0001")
+    _, tokenizer = models.prepare_base(profile)
+    assert outputs.by_adapters(profile) and sft.methods(profile) == ("qlora",)
+    assert models.policies(profile) == ("base", "sft_qlora", "ppo", "ppo_scratch")
+    rows = load_preferences(profile)["train"]
+    texts = {"prompt": [format_prompt(p) for p in rows["prompt"]], "completion": rows["chosen"]}
+    start, adapter = sft.start_model(profile, "qlora")
+    options = {"learning_rate": 1e-2, "epochs": 1, "adapter": adapter}
+    trainer = sft.make_trainer(profile, "sft_qlora", start, tokenizer, sft.tokenize(texts, tokenizer), None, **options)
+    trainer.train()
+    outputs.save_checkpoint(profile, "sft_qlora_final", trainer.model, tokenizer)
+    base = models.shared_base(profile)
+    before = [weight.clone() for weight in base.parameters()]
+    # The reward model goes on from the policy's adapter
+    fresh, (policy, reference) = models.new_reward_model(profile, 0), (start_policy(profile) for _ in range(2))
+    ids = torch.arange(10, 20)[None]
+    states = [generation.trunk_of(m)(input_ids=ids).last_hidden_state for m in (fresh.base_model.model, policy, base)]
+    torch.testing.assert_close(states[0], states[1])
+    assert not torch.allclose(states[1], states[2], atol=1e-4)
+    pairs = load_pairs(profile, tokenizer)
+    make_trainer(profile, fresh, tokenizer, pairs["train"], pairs["validation"]).train()
+    outputs.save_checkpoint(profile, "reward_model_final", fresh, tokenizer)
+    reward_model, value_model = models.load_reward_model(profile), models.new_value_model(profile)
+    trained = {name.removeprefix("base_model.model."): weight for name, weight in fresh.named_parameters()}
+    for name, weight in reward_model.named_parameters():
+        if weight.requires_grad:
+            other = trained[name.replace("score.weight", "score.modules_to_save.default.weight")]
+            assert weight.dtype == other.dtype == torch.float32 and torch.equal(weight, other)
+    assert value_model(input_ids=ids).logits.item() == 0
+    # Both PPOs move the adapter of their policy, and nothing else
+    settings = Settings(2, 4, 2, 2, 1, 1e-2, max_new_tokens=12, answers_per_prompt=2, lam=1.0)
+
+    def reward(*texts):
+        return score(reward_model, tokenizer, *texts)
+
+    ours = PPOTrainer(policy, reference, reward, tokenizer, PROMPTS * 2, settings, checkpoints=tmp_path / "ppo")
+    rollout = ours.generate([0, 1, 2], draws="test")
+    expected = plain_rollout_logprobs(policy, rollout) * rollout.mask
+    torch.testing.assert_close(rollout.sampler_logprobs * rollout.mask, expected, atol=1e-4, rtol=0)
+    ours.step()
+    resumed = PPOTrainer(start_policy(profile), reference, reward, tokenizer, PROMPTS * 2, settings)
+    resumed.resume(ours.save())
+    for trainer in (ours, resumed):
+        trainer.step()
+    assert not moved(policy, resumed.policy) and moved(policy, reference)
+    theirs = start_policy(profile)
+    prompts = Dataset.from_dict({"input_ids": generation.encode_prompts(tokenizer, PROMPTS * 2)})
+    settings = Settings(1, 4, 2, 1, 1, 1e-2, max_new_tokens=12)
+    trl.make_trainer(profile, settings, theirs, reference, reward_model, value_model, tokenizer, prompts).train()
+    assert moved(theirs, reference) and value_model(input_ids=ids).logits.item() != 0
+    # What is saved is small, and comes back
+    path = outputs.save_checkpoint(profile, "ppo_scratch_final", policy, tokenizer)
+    assert outputs.is_adapter(path) and not (path / "model.safetensors").exists()
+    torch.testing.assert_close(models.load_policy(profile, "ppo_scratch")(ids).logits, policy(ids).logits)
+    everyone = (policy, reference, theirs, reward_model, value_model)
+    frozen = {weight.data_ptr() for weight in base.parameters()}
+    for model in everyone:
+        own = [weight for name, weight in model.named_parameters() if weight.data_ptr() not in frozen]
+        assert all(weight.requires_grad for weight in own) and len(own) < len(list(model.parameters()))
+    # bitsandbytes rounds the biases of 4-bit layers to the precision that it computes in
+    same = [torch.equal(a.bfloat16(), b.bfloat16()) for a, b in zip(before, base.parameters(), strict=True)]
+    assert all(same)
+    assert [weight for weight in base.parameters() if weight.requires_grad] == []
+
+
+def start_policy(profile):
+    return models.load_policy(profile, models.start_key(profile))

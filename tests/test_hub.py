@@ -285,10 +285,10 @@ def edit_manifest(repository: Path, **entries) -> None:
 
 def test_pulled_checkpoints_are_those_of_the_run_with_both_of_ppo(profile, repository, run):
     assert sorted(pull(profile, str(repository))) == sorted(registry.BY_CHECKPOINT)
-    for model in registry.MODELS.values():
+    for key, model in registry.MODELS.items():
         ours = outputs.checkpoint_path(profile, model.checkpoint)
         theirs = run / "checkpoints" / "smoke" / model.checkpoint
-        weights = "adapter_model.safetensors" if model.adapter else "model.safetensors"
+        weights = "adapter_model.safetensors" if key in ("sft_qlora", "reward_model") else "model.safetensors"
         assert (ours / weights).read_bytes() == (theirs / weights).read_bytes()
     noted = outputs.read_json(profile, "run.json")
     assert noted["ppo_aligned_final"] == "ppo_trl_final"
@@ -326,6 +326,8 @@ def test_folder_that_publish_did_not_make_is_refused(profile, tmp_path):
         ("profile", "../smoke"),
         ("profile", "unknown"),
         ("profile", ["smoke"]),
+        ("by_adapters", 1),
+        ("by_adapters", None),
         ("seed", True),
         ("seed", -1),
         ("seed", 2**32),
@@ -359,7 +361,7 @@ def test_manifest_that_is_no_object_is_refused(profile, repository, text):
 
 def test_entries_that_no_one_asked_for_are_left_out(repository):
     edit_manifest(repository, notebooks={"01": 1}, pulled="x")
-    assert set(read_manifest("", repository)) == {"profile", "seed", "ppo_aligned_final", "examples"}
+    assert set(read_manifest("", repository)) == {"profile", "seed", "ppo_aligned_final", "by_adapters", "examples"}
 
 
 @pytest.mark.parametrize("linked", [MANIFEST, "base/config.json", "base/extra.txt", "base"])

@@ -13,6 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+# Of the bases that the project knows; a model made from any other is under that one's, which the card leaves open.
+LICENSES = {"openai-community/gpt2": "mit", "openai-community/gpt2-medium": "mit", "smollm2": "apache-2.0"}
 HUB_METRICS = ("rouge1", "rouge2", "rougeL", "accuracy")  # that the Hub shows beside a card
 
 
@@ -22,12 +24,13 @@ def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
     settings, models = run["settings"], published(run)
     model = models[key] if key else None
     title = repo_id.split("/")[-1] + (f": {model.label}" if model else "")
+    adapters = {name for name, it in models.items() if outputs.is_adapter(_checkpoint(profile, it))}
     described = [key] if key else [name for name in models if name != "base"]
     tables = {name: results(profile, name) for name in described}
     data = ModelCardData(
-        license="mit",
+        license="mit" if settings["lab"] else LICENSES.get(settings["model"]),
         language="en",
-        library_name="peft" if model and model.adapter else "transformers",
+        library_name="peft" if key in adapters else "transformers",
         pipeline_tag="text-classification" if key == "reward_model" else "text-generation",
         tags=["rlhf", "ppo", "trl", "peft", "gpt2"],
         base_model=hub_name(settings["model"]),
@@ -43,6 +46,7 @@ def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
         repo=repo_id,
         key=key,
         models=models,
+        adapters=adapters,
         run=run,
         start="a small GPT-2 that the project pretrained" if settings["lab"] else f"`{settings['model']}`",
         data="generated pairs of the lab corpus" if settings["lab"] else f"`{settings['dataset']}`",
@@ -63,9 +67,21 @@ def read_run(profile: Profile) -> dict:
 
 
 def published(run: dict) -> dict[str, registry.Model]:
-    """The models to publish, by key: no base that is on the Hub already, and the aligned policy only as ppo_aligned."""
+    """The models to publish, by key: no base that is on the Hub already, and the aligned policy only as ppo_aligned.
+
+    In a run by adapters there is no full SFT policy: the others were made from the QLoRA one.
+    """
     left_out = {aligned(run), "base" if hub_name(run["settings"]["model"]) else None}
-    return {key: model for key, model in registry.MODELS.items() if key not in left_out}
+    if not run.get("by_adapters"):
+        return {key: model for key, model in registry.MODELS.items() if key not in left_out}
+    left_out.add("sft_full")
+    start = registry.MODELS["sft_full"].checkpoint, registry.MODELS["sft_qlora"].checkpoint
+    kept = {key: model for key, model in registry.MODELS.items() if key not in left_out}
+    return {key: model._replace(about=model.about.replace(*start)) for key, model in kept.items()}
+
+
+def _checkpoint(profile: Profile, model: registry.Model) -> Path:
+    return outputs.checkpoint_path(profile, model.checkpoint)
 
 
 def aligned(run: dict) -> str:

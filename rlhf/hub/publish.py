@@ -43,12 +43,14 @@ def assemble(profile: Profile, repo_id: str, folder: Path) -> dict[str, int]:
             shutil.copyfile(file, target / file.name)
         config = target / "adapter_config.json"
         if config.exists():  # PEFT notes where the base lay on this machine
-            base = None if key == "reward_model" else cards.hub_name(run["settings"]["model"])
+            on_policy = key == "reward_model" and not run.get("by_adapters")
+            base = None if on_policy else cards.hub_name(run["settings"]["model"])
             settings = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base or repo_id}
             config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         cards.card(profile, repo_id, key).save(target / "README.md")
     cards.card(profile, repo_id).save(folder / "README.md")
     manifest = {"profile": profile.name, "seed": run["seed"], "ppo_aligned_final": run["ppo_aligned_final"]}
+    manifest["by_adapters"] = bool(run.get("by_adapters"))
     manifest["examples"] = [example["prompt"] for example in outputs.read_json(profile, "qualitative.json")]
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     read_manifest(repo_id, folder)  # what can't be pulled is not published

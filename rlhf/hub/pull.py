@@ -33,6 +33,8 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
     copied = manifest["ppo_aligned_final"]
     folders = {model.checkpoint: source / model.checkpoint for model in registry.MODELS.values()}
     folders[copied] = source / "ppo_aligned_final"
+    if manifest["by_adapters"]:
+        del folders["sft_full_final"]
     files = {checkpoint: safe_files(folder, source) for checkpoint, folder in folders.items()}
     if fetch_base := not (profile.lab or files["base"]):
         del files["base"]
@@ -46,6 +48,7 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
         from rlhf import models  # it takes seconds, which only this case needs
 
         models.prepare_base(profile)
+    outputs.update_run(profile, by_adapters=manifest["by_adapters"])  # theirs, whatever would fit here
     for checkpoint, found in files.items():
         with outputs.new_folder(outputs.checkpoint_path(profile, checkpoint)) as folder:
             for file in found:
@@ -66,7 +69,7 @@ def _refuse_to_replace_a_run(profile: Profile) -> None:
 
 
 def read_manifest(repo_id: str, source: Path) -> dict:
-    """What a repository, fetched to `source`, says of itself: profile, seed, ppo_aligned_final and examples.
+    """What a repository, fetched to `source`, says of itself: profile, seed, ppo_aligned_final, by_adapters, examples.
 
     Raises ValueError, which names the repository and the entry, for anything that `publish` would not have written.
     """
@@ -83,6 +86,7 @@ def read_manifest(repo_id: str, source: Path) -> dict:
         "profile": (lambda value: value in PROFILES, f"one of {', '.join(PROFILES)}"),
         "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1"),
         "ppo_aligned_final": (lambda value: value in ALIGNED, f"one of {', '.join(ALIGNED)}"),
+        "by_adapters": (lambda value: isinstance(value, bool), "true or false"),
         "examples": (_are_examples, f"at most {MOST_EXAMPLES} texts of at most {LONGEST_EXAMPLE:,} characters"),
     }
     for entry, (is_allowed, description) in allowed.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from rlhf import outputs
 from rlhf.training import load_optimizer_tensors, optimizer_tensors
 
+import torch
 from safetensors.torch import load_file, save_file
 
 # A resumed run may go on longer, keep other checkpoints and cut its passes otherwise; all else must be as it was.
@@ -25,6 +26,11 @@ def _identity(trainer) -> dict:
     }
 
 
+def _trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model that learn, by name: all, some layers, or adapters."""
+    return {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def save(trainer) -> Path:
     """Write checkpoints/update_<n> of a trainer. Raises ValueError where it has no folder for checkpoints."""
     if trainer.checkpoints is None:
@@ -39,7 +45,7 @@ def save(trainer) -> Path:
         "rows": trainer.rows,
     }
     with outputs.new_folder(path) as folder:
-        trainer.policy.save_pretrained(folder / "policy")
+        save_file(_trained(trainer.policy), folder / "policy.safetensors")
         values = {name: tensor.contiguous() for name, tensor in trainer.value_module.state_dict().items()}
         save_file(values, folder / "value.safetensors")
         save_file(optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
@@ -64,8 +70,10 @@ def resume(trainer, path: Path) -> None:
     if changed:
         listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} here" for name in changed)
         raise ValueError(f"{path} is of another run ({listed}); set these back to resume it, or start anew.")
-    policy = type(trainer.policy).from_pretrained(path / "policy")
-    trainer.policy.load_state_dict(policy.state_dict())
+    trained = load_file(path / "policy.safetensors", device=str(trainer.device))
+    with torch.no_grad():
+        for name, weight in _trained(trainer.policy).items():
+            weight.copy_(trained[name])
     trainer.value_module.load_state_dict(load_file(path / "value.safetensors"))
     load_optimizer_tensors(trainer.optimizer, load_file(path / "optimizer.safetensors"))
     randomness = load_file(path / "random.safetensors")

@@ -43,7 +43,8 @@ def make_trainer(
     """TRL's PPOTrainer with the project's settings; it records what it generates in `trainer.rollouts`.
 
     Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, for models that are the
-    same object, with which the reward would drift with the value function, and for a frozen policy or value model.
+    same object, with which the reward would drift with the value function, and for a policy or value model with frozen
+    weights and no adapter.
     """
     if len(prompts) < settings.batch_size:
         raise ValueError(
@@ -54,7 +55,7 @@ def make_trainer(
         raise ValueError("policy, reference, reward model and value model must be four separate models.")
     for name, model in (("policy", policy), ("value model", value_model)):
         frozen = sum(not parameter.requires_grad for parameter in model.parameters())
-        if frozen:
+        if frozen and not any("lora_" in name for name, _ in model.named_parameters()):
             raise ValueError(
                 f"{frozen} weights of the {name} are frozen and would not learn; call requires_grad_(True)."
             )
