@@ -2,7 +2,7 @@
 
 0  runtime, outputs, template, tokens, registry, download
 1  profiles, files, forms, data, lab
-2  models, generation, metrics, training
+2  models, adapters, generation, metrics, training
 3  pretraining, sft, reward, ppo
 4  evaluation, studies, plots
 5  hub, chat, demo, notebooks, report

@@ -176,6 +176,39 @@ def test_base_model_is_named_only_where_it_is_one_of_the_hub(own_run, model, bas
     assert ("base" in cards.published(cards.read_run(own_run))) is (base_model is None)
 
 
+def test_run_by_adapters_is_published_and_pulled_without_a_full_policy(own_run, tmp_path, monkeypatch):
+    """Its policies and reward model are adapters on the base, and cards and configurations say so."""
+    qlora = outputs.checkpoint_path(own_run, "sft_qlora_final")
+    for name in ("ppo_trl_final", "ppo_scratch_final", "ppo_aligned_final"):
+        shutil.rmtree(outputs.checkpoint_path(own_run, name))
+        shutil.copytree(qlora, outputs.checkpoint_path(own_run, name))
+    shutil.rmtree(outputs.checkpoint_path(own_run, "sft_full_final"))
+    outputs.update_run(own_run, by_adapters=True)
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    assemble(own_run, REPO, folder)
+    assert not (folder / "sft_full_final").exists()
+    base = f'from_pretrained("{REPO}", subfolder="base"'
+    for key in ("sft_qlora", "ppo_aligned", "reward_model"):
+        name = registry.MODELS[key].checkpoint
+        assert json.loads((folder / name / "adapter_config.json").read_text())["base_model_name_or_path"] == REPO
+        card = cards.card(own_run, REPO, key)
+        assert card.data.library_name == "peft" and base in card.text and "sft_full_final" not in card.text
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "pulled"))
+    assert "sft_full_final" not in pull(own_run, str(folder))
+    assert outputs.by_adapters(own_run)
+
+
+@pytest.mark.parametrize(
+    ("model", "licence"), [("openai-community/gpt2", "mit"), ("smollm2", "apache-2.0"), ("somebody/else", None)]
+)
+def test_licence_is_named_only_where_that_of_the_base_is_known(own_run, model, licence):
+    run = outputs.read_json(own_run, "run.json")
+    assert cards.card(own_run, REPO, "sft_full").data.license == "mit"
+    outputs.update_run(own_run, settings=run["settings"] | {"model": model, "lab": None})
+    assert cards.card(own_run, REPO, "sft_full").data.license == licence
+
+
 def test_without_a_token_nothing_is_made_and_the_error_says_how_to_log_in(server, run, tmp_path):
     before = len(server.requests)
     done = run_hub(client(server, tmp_path, run, token=None), "publish", "user/other", "--upload")

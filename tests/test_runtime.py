@@ -113,3 +113,17 @@ def test_hardware_is_said_in_words(monkeypatch):
     assert runtime.hardware() == "1 CPU core"
     monkeypatch.setattr(runtime, "cpu_count", lambda: 2)
     assert runtime.hardware() == "2 CPU cores"
+
+
+def test_memory_is_that_of_the_machine_or_what_is_given(monkeypatch):
+    monkeypatch.delenv("RLHF_MEMORY_GB", raising=False)
+    assert 1e8 < runtime.memory_bytes() < 1e14
+    monkeypatch.setenv("RLHF_MEMORY_GB", "1.5")
+    assert runtime.memory_bytes() == 1.5e9
+
+
+@pytest.mark.parametrize("value", ["much", "0", "-1", "nan", "inf"])
+def test_memory_that_is_no_number_is_named(monkeypatch, value):
+    monkeypatch.setenv("RLHF_MEMORY_GB", value)
+    with pytest.raises(ValueError, match=rf"RLHF_MEMORY_GB='{value}' is no positive number; give gigabytes"):
+        runtime.memory_bytes()
