@@ -21,9 +21,8 @@ WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."  # PEFT's fil
 
 
 def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model whose weights are those of the model itself, frozen: it costs no memory."""
-    model.requires_grad_(False)
-    shared = [*model.parameters(), *model.buffers()]
+    """A copy of a model whose frozen weights are those of the model itself: it costs the memory of the others."""
+    shared = [weight for weight in model.parameters() if not weight.requires_grad] + list(model.buffers())
     shared += [weight.quant_state for weight in shared if getattr(weight, "quant_state", None)]  # of 4-bit weights
     return copy.deepcopy(model, {id(part): part for part in shared})
 

@@ -183,7 +183,7 @@ def start_key(profile: Profile) -> str:
 @functools.lru_cache(maxsize=1)
 def _frozen_base(profile: Profile, changed: float) -> PreTrainedModel:
     """The one base of a run by adapters; `changed` is the time of its checkpoint."""
-    return load_base(profile, quantized=True)
+    return load_base(profile, quantized=True).requires_grad_(False)
 
 
 def shared_base(profile: Profile) -> PreTrainedModel:

@@ -5,7 +5,7 @@ import dataclasses
 
 from rlhf import models, runtime
 from rlhf.generation import answer_logprobs, generate_answers
-from rlhf.ppo import trainer as ppo_trainer
+from rlhf.ppo import actors
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward import scoring
 
@@ -262,13 +262,13 @@ def test_head_and_log_softmax_are_float32_under_autocast(stage, monkeypatch):
 
 def test_sampler_that_disagrees_with_the_trainer_is_refused_before_training(stage, monkeypatch):
     trainer = make(stage)
-    sample = ppo_trainer.sample
+    sample = actors.sample
 
     def wrong(*args, **kwargs):
         drawn = sample(*args, **kwargs)
         return drawn._replace(logprobs=drawn.logprobs - 0.5)
 
-    monkeypatch.setattr(ppo_trainer, "sample", wrong)
+    monkeypatch.setattr(actors, "sample", wrong)
     with pytest.raises(ValueError, match=r"differ from the trainer's by 0\.5 nats per token"):
         trainer.train()
     assert trainer.update == 0
@@ -276,13 +276,13 @@ def test_sampler_that_disagrees_with_the_trainer_is_refused_before_training(stag
 
 def test_ratio_starts_at_one_whatever_the_sampler_says(stage, monkeypatch):
     """The old log-probabilities are the trainer's own: the first step on a batch clips nothing."""
-    sample = ppo_trainer.sample
+    sample = actors.sample
 
     def off(*args, **kwargs):
         drawn = sample(*args, **kwargs)
         return drawn._replace(logprobs=drawn.logprobs - 0.05)
 
-    monkeypatch.setattr(ppo_trainer, "sample", off)
+    monkeypatch.setattr(actors, "sample", off)
     row = make(stage, dataclasses.replace(SETTINGS, epochs=1, mini_batches=1)).step()
     assert row["approx_kl"] == pytest.approx(0, abs=1e-9) and row["clip_fraction"] == 0
 

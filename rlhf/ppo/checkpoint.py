@@ -18,7 +18,7 @@ MAY_CHANGE = {"updates", "checkpoint_every", "micro_batch_size"}
 def _identity(trainer) -> dict:
     """What a checkpoint belongs to: the settings that must not change, and the prompts."""
     settings = dataclasses.asdict(trainer.settings)
-    prompts = hashlib.sha256(json.dumps(trainer.prompts).encode()).hexdigest()
+    prompts = hashlib.sha256(json.dumps([trainer.prompts, trainer.encoded]).encode()).hexdigest()
     return {k: v for k, v in settings.items() if k not in MAY_CHANGE} | {
         "number of prompts": len(trainer.prompts),
         "prompts": prompts[:16],

@@ -14,6 +14,7 @@ class Rollout(NamedTuple):
     mask: torch.Tensor  # (batch, tokens): 1 up to and including EOS
     ended: torch.Tensor  # (batch,): whether there is an EOS
     sampler_logprobs: torch.Tensor  # (batch, tokens): what the sampler took for the log-probabilities of the tokens
+    lower: torch.Tensor | None = None  # (batch, prompt + tokens, width): what frozen layers make of the sequences
 
 
 class Experience(NamedTuple):

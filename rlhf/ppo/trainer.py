@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf import runtime
-from rlhf.generation import context_of, encode_prompts, head_logits, left_padded, sample, trunk_of, uniform_draws
+from rlhf.generation import context_of
 from rlhf.ppo import algorithm, checkpoint
+from rlhf.ppo.actors import Actors
 from rlhf.ppo.experience import Experience, Rollout
 from rlhf.ppo.settings import Settings
 from rlhf.training import lr_scale
@@ -20,19 +21,19 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RewardFunction = Callable[[list[str], list[str], list[bool]], Sequence[float]]
-# Nats per token, on average. Rounding of the trunk to bfloat16 gives some hundredths.
-LARGEST_SAMPLER_GAP = 0.1
 
 
-class PPOTrainer:
+class PPOTrainer(Actors):
     """PPO on a policy.
 
     policy, ref: causal language models with the same tokenizer; the reference is left as it is. Both run without
-    dropout: with it, the probability of a token would differ between rollout and training. reward_fn(prompts,
-    responses, ended) gives one finite number for each response, higher is better; ended says which have an EOS. prompts
-    are texts without template. The value of a state is read off the policy's own trunk by a linear head that starts at
-    zero, or off `value_model`, a model for sequence classification with one label; with several answers per prompt no
-    value is learnt (algorithm.leave_one_out). Checkpoints go to `checkpoints`, TensorBoard files to `logs`.
+    dropout: with it, the probability of a token would differ between rollout and training. Where the policy's lower
+    layers are frozen and the reference has the same ones, they run once for each batch (shared_layers). prompts are
+    texts; the policy continues each in the template, or the row of tokens that `encoded` has for it.
+    reward_fn(prompts, responses, ended) gives one finite number for each response, higher is better; ended says which
+    have an EOS. The value of a state is read off the policy's own trunk by a linear head that starts at zero, or off
+    `value_model`, a model for sequence classification with one label; with several answers per prompt no value is
+    learnt (algorithm.leave_one_out). Checkpoints go to `checkpoints`, TensorBoard files to `logs`.
 
     Raises ValueError for settings that don't fit together, for fewer prompts than a batch and for a prompt that leaves
     no room for an answer.
@@ -47,20 +48,15 @@ class PPOTrainer:
         prompts: Sequence[str],
         settings: Settings,
         *,
+        encoded: Sequence[Sequence[int]] | None = None,
         value_model: PreTrainedModel | None = None,
         checkpoints: Path | None = None,
         logs: Path | None = None,
     ):
-        self.policy, self.ref, self.value_model = policy.eval(), ref.eval(), value_model and value_model.eval()
-        self.reward_fn, self.tokenizer, self.settings, self.device = reward_fn, tokenizer, settings, policy.device
-        self.prompts = list(prompts)
-        self.encoded = encode_prompts(tokenizer, self.prompts)
+        super().__init__(policy, ref, value_model, tokenizer, prompts, encoded, settings)
+        self.reward_fn = reward_fn
         self._check()
         self.generator = torch.Generator().manual_seed(settings.seed)  # of the order of prompts and mini-batches
-        width = policy.get_output_embeddings().weight.shape[1]
-        self.value_head = torch.nn.Linear(width, 1, device="meta").to_empty(device=self.device)  # no draw is made
-        self.value_head.load_state_dict({"weight": torch.zeros(1, width), "bias": torch.zeros(1)})
-        self.value_module = self.value_head if value_model is None else value_model  # what learns the values
         groups = [[p for p in module.parameters() if p.requires_grad] for module in (policy, self.value_module)]
         self.parameters = [p for group in groups for p in group]
         self.rates = (settings.learning_rate, settings.value_learning_rate or settings.learning_rate)
@@ -95,8 +91,8 @@ class PPOTrainer:
         for prompt, ids in zip(self.prompts, self.encoded, strict=True):
             if len(ids) > room:
                 raise ValueError(
-                    f"prompt {prompt[:60]!r} has {len(ids)} tokens with its template; with {settings.max_new_tokens} "
-                    f"new ones it doesn't fit into the context; leave it out."
+                    f"prompt {prompt[:60]!r} takes {len(ids)} tokens; with {settings.max_new_tokens} new ones it "
+                    f"doesn't fit into the context; leave it out."
                 )
         if not any(p.requires_grad for p in self.policy.parameters()):
             raise ValueError("every weight of the policy is frozen; call policy.requires_grad_(True).")
@@ -206,43 +202,6 @@ class PPOTrainer:
         batch = self.order[self.position - size : self.position]
         return batch.repeat_interleave(self.settings.answers_per_prompt).tolist()
 
-    @torch.no_grad()
-    def generate(self, indices: Sequence[int], draws: str) -> Rollout:
-        """Sampled answers to the prompts of these indices; `draws` names the random numbers (uniform_draws)."""
-        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        prompts, attention = (t.to(self.device) for t in left_padded([self.encoded[i] for i in indices], pad))
-        numbers = uniform_draws(draws, [self.prompts[i] for i in indices], self.settings.max_new_tokens)
-        with runtime.autocast(self.device):
-            drawn = sample(
-                self.policy, prompts, attention, numbers, temperature=self.settings.temperature, eos=eos, pad=pad
-            )
-        mask = algorithm.response_mask(drawn.tokens, eos)
-        return Rollout(
-            sequences=torch.cat([prompts, drawn.tokens], dim=1),
-            attention=torch.cat([attention, mask], dim=1),
-            responses=drawn.tokens,
-            mask=mask,
-            ended=(drawn.tokens == eos).any(dim=1),
-            sampler_logprobs=drawn.logprobs,
-        )
-
-    def check_sampler(self) -> float:
-        """How far the sampler's log-probabilities lie from the trainer's, in nats per token, on one micro-batch.
-
-        The two read the same tokens in another way: one by one with a cache, and all at once. PPO's ratios assume that
-        they agree. Raises ValueError where they differ by more than rounding.
-        """
-        rollout = self.generate(range(min(self.settings.micro_batch_size, len(self.prompts))), draws="check")
-        difference = self.compute_logprobs_and_values(rollout)[0] - rollout.sampler_logprobs
-        gap = algorithm.masked_mean(difference.abs(), rollout.mask).item()
-        if not gap <= LARGEST_SAMPLER_GAP:
-            raise ValueError(
-                f"the sampler's log-probabilities differ from the trainer's by {gap:.2g} nats per token, more than "
-                f"{LARGEST_SAMPLER_GAP}: PPO would correct for steps that were not taken. Train in float32, or check "
-                f"that the policy gives the same logits with a cache as without."
-            )
-        return gap
-
     def score(self, prompts: list[str], rollout: Rollout) -> torch.Tensor:
         """What the reward function gives for each answer, less what an answer that did not end forfeits: (batch,)."""
         tokens = rollout.responses.masked_fill(rollout.mask == 0, self.tokenizer.pad_token_id)
@@ -260,75 +219,6 @@ class PPOTrainer:
                 f"{prompts[i][:60]!r}."
             )
         return torch.from_numpy(given).to(self.device) - self.settings.missing_eos_penalty * (~rollout.ended).float()
-
-    def value_mask(self, rollout: Rollout) -> torch.Tensor:
-        """The tokens that have a reward and a value: (batch, tokens)."""
-        return rollout.mask
-
-    def _states(self, model: PreTrainedModel, rollout: Rollout, rows: torch.Tensor) -> torch.Tensor:
-        """The trunk's last hidden states where it predicts the tokens of the answers: (rows, tokens, width).
-
-        Columns that are padding in all of these rows are cut off before the forward pass, and so is the last token,
-        which predicts nothing.
-        """
-        tokens = rollout.responses.shape[1]
-        used, prompt = rollout.attention[rows].any(dim=0).nonzero(), rollout.sequences.shape[1] - tokens
-        start, end = int(used[0]), int(used[-1])
-        attention = rollout.attention[rows, start:end]
-        states = trunk_of(model)(
-            input_ids=rollout.sequences[rows, start:end],
-            attention_mask=attention,
-            position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
-        ).last_hidden_state[:, prompt - start - 1 :]
-        return torch.nn.functional.pad(states, (0, 0, 0, tokens - states.shape[1]))
-
-    def _logprobs(self, model: PreTrainedModel, states: torch.Tensor, rollout: Rollout, rows: torch.Tensor):
-        """log-probabilities of the tokens, 0 outside of the mask: (rows, tokens). No logits are made for padding."""
-        mask = rollout.mask[rows].bool()
-        logits = head_logits(model, states[mask], self.settings.temperature)
-        logprobs = algorithm.token_logprobs(logits, rollout.responses[rows][mask])
-        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, logprobs)
-
-    def _values(self, states: torch.Tensor, rollout: Rollout, rows: torch.Tensor) -> torch.Tensor:
-        head = self.value_head
-        if self.value_model is not None:
-            states, head = self._states(self.value_model, rollout, rows), self.value_model.score
-        mask = self.value_mask(rollout)[rows].bool()
-        with torch.autocast(self.device.type, enabled=False):
-            values = head(states[mask].float()).squeeze(-1)
-        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
-
-    def forward(self, rollout: Rollout, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """log-probabilities and values of the rows of a rollout under the policy as it is: two of (rows, tokens)."""
-        with runtime.autocast(self.device):
-            states = self._states(self.policy, rollout, rows)
-            return self._logprobs(self.policy, states, rollout, rows), self._values(states, rollout, rows)
-
-    def _by_length(self, rollout: Rollout, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The rows in micro-batches of similar length, so that little of a forward pass is padding."""
-        size = min(self.settings.micro_batch_size, self.settings.batch_size // self.settings.mini_batches)
-        return rows[rollout.attention[rows].sum(dim=1).argsort()].split(size)
-
-    def compute_logprobs_and_values(self, rollout: Rollout) -> list[torch.Tensor]:
-        """`forward` of all rows, without gradient: two of (batch, tokens)."""
-        return self._in_micro_batches(self.forward, rollout)
-
-    def compute_ref_logprobs(self, rollout: Rollout) -> torch.Tensor:
-        """log-probabilities under the reference: (batch, tokens)."""
-
-        def forward(rollout, rows):
-            with runtime.autocast(self.device):
-                return [self._logprobs(self.ref, self._states(self.ref, rollout, rows), rollout, rows)]
-
-        return self._in_micro_batches(forward, rollout)[0]
-
-    @torch.no_grad()
-    def _in_micro_batches(self, forward: Callable, rollout: Rollout) -> list[torch.Tensor]:
-        """What `forward` gives for the rows of a rollout, each (rows, tokens), for all rows."""
-        parts = self._by_length(rollout, torch.arange(len(rollout.mask), device=self.device))
-        results = [torch.cat(tensors) for tensors in zip(*(forward(rollout, rows) for rows in parts), strict=True)]
-        back = torch.cat(list(parts)).argsort()
-        return [tensor[back] for tensor in results]
 
     def optimise(self, rollout: Rollout, old_logprobs, old_values, advantages, returns) -> dict[str, float]:
         """Passes over the batch in mini-batches, one optimiser step each. Returns means over all of these steps.
