@@ -17,10 +17,11 @@ from rlhf.reward.training import make_trainer
 from rlhf.template import format_prompt
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import TEXTS
+from conftest import TEXTS, run_script
 from datasets import Dataset
 
 VOCABULARY = 640  # more than the tokenizer has: some models fill their embedding up to a round number
@@ -263,6 +264,20 @@ def test_a_base_that_is_too_large_is_kept_once_under_adapters(name, tmp_path, mo
     same = [torch.equal(a.bfloat16(), b.bfloat16()) for a, b in zip(before, base.parameters(), strict=True)]
     assert all(same)
     assert [weight for weight in base.parameters() if weight.requires_grad] == []
+
+
+@pytest.mark.slow
+def test_every_notebook_runs_by_adapters(tmp_path):
+    save_model(tmp_path / "model", "llama")
+    save_pairs(tmp_path / "pairs.jsonl")
+    given = {"RLHF_MODEL": str(tmp_path / "model"), "RLHF_DATASET": str(tmp_path / "pairs.jsonl")}
+    small = {"RLHF_PROFILE": "gpt2", "RLHF_MEMORY_GB": "0.0001", "RLHF_MAX_STEPS": "1", "RLHF_THREADS": "1"}
+    run_script(tmp_path / "outputs", "run_notebooks.py", **given, **small)
+    made = {path.name for path in (tmp_path / "outputs" / "checkpoints" / "gpt2").iterdir()}
+    assert made >= {"sft_qlora_final", "reward_model_final", "ppo_trl_final", "ppo_scratch_final", "ppo_aligned_final"}
+    assert "sft_full_final" not in made
+    compared = pd.read_csv(tmp_path / "outputs" / "evaluation" / "gpt2" / "kl.csv")
+    assert list(compared.model) == ["base", "sft_qlora", "ppo", "ppo_scratch"]
 
 
 def start_policy(profile):

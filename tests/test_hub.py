@@ -171,8 +171,8 @@ def test_base_model_is_named_only_where_it_is_one_of_the_hub(own_run, model, bas
     assert card.data.base_model == base_model
     assert card.data.datasets == (base_model and [base_model])
     assert f"`{model}`" in card.text
-    loaded = f'from_pretrained("{model}")' if base_model else f'from_pretrained("{REPO}", subfolder="base")'
-    assert f"base = AutoModelForCausalLM.{loaded}" in card.text
+    by_name, beside = f"with its base, {model}", f'from_pretrained("{REPO}", subfolder="base")'
+    assert (by_name if base_model else beside) in card.text
     assert ("base" in cards.published(cards.read_run(own_run))) is (base_model is None)
 
 
@@ -519,6 +519,27 @@ def test_snippets_of_the_cards_load_what_the_notebooks_load(server, published, f
         expected = (logits * torch.arange(len(logits)).cos()).sum().item()
         assert found == pytest.approx(expected, abs=1e-3), key
     assert len({round(value, 2) for value in printed}) == len(keys)
+
+
+def test_adapter_on_a_base_of_the_hub_is_loaded_with_it_by_one_call(server, own_run, tmp_path):
+    base = "user/tiny-base"
+    folder = outputs.checkpoint_path(own_run, "base")
+    server.commit(base, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()})
+    run = outputs.read_json(own_run, "run.json")
+    outputs.update_run(own_run, settings=run["settings"] | {"model": base, "lab": None})
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    files = assemble(own_run, "user/on-a-base", repository)
+    assert not any(name.startswith("base/") for name in files)
+    server.commit("user/on-a-base", {name: (repository / name).read_bytes() for name in files})
+    code = "import torch\n" + snippets(cards.card(own_run, "user/on-a-base", "sft_qlora").text)[0]
+    code += "\nwith torch.no_grad():\n    logits = model.eval()(torch.arange(40)[None]).logits.flatten()\n"
+    code += "print('sum', (logits * torch.arange(len(logits)).cos()).sum().item(), type(model).__name__)\n"
+    *_, found, kind = run_plain(server, tmp_path, code).split()
+    with torch.no_grad():
+        logits = models.load_policy(own_run, "sft_qlora")(torch.arange(40)[None]).logits.flatten()
+    expected = (logits * torch.arange(len(logits)).cos()).sum().item()
+    assert float(found) == pytest.approx(expected, abs=1e-3) and kind == "GPT2LMHeadModel"
 
 
 def test_card_of_the_repository_loads_the_aligned_policy_and_the_reward_model(finished):
