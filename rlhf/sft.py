@@ -23,13 +23,20 @@ def tokenize(examples: Dataset, tokenizer, ending: str = "eos") -> Dataset:
 
     `ending` is how the example ends: "eos", an end-of-sequence token that is learned like any other; "none", without
     one; "pad_is_eos", with one that no loss sees, as when pad and EOS are the same token and padding is masked.
-    Raises ValueError for any other ending.
+    Raises ValueError for any other ending, and where the tokenizer joins the end of a prompt with the completion: the
+    policy, which continues the prompt's own tokens, could never write what it learned.
     """
     if ending not in ENDINGS:
         raise ValueError(f"ending {ending!r} is none of {', '.join(ENDINGS)}.")
     prompts = encode(tokenizer, examples["prompt"])
     texts = [p + c for p, c in zip(examples["prompt"], examples["completion"], strict=True)]
     wholes = encode(tokenizer, texts)
+    for text, prompt, whole in zip(texts, prompts, wholes, strict=True):
+        if whole[: len(prompt)] != prompt:
+            raise ValueError(
+                f"the tokenizer reads the end of the template and the answer's first characters as one token, as in "
+                f"{text[:200]!r}; choose a model whose tokenizer splits at the end of a line."
+            )
     last = [] if ending == "none" else [tokenizer.eos_token_id]
     label = [IGNORED] if ending == "pad_is_eos" else last
     labels = [[IGNORED] * len(p) + ids[len(p) :] + label for p, ids in zip(prompts, wholes, strict=True)]

@@ -7,8 +7,10 @@ from rlhf.tokens import encode, vocabulary_size
 
 import pytest
 import torch
+from tokenizers import Tokenizer, trainers
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 QUESTION, ANSWER = "How do I roast tofu slices?", "First, heat the oven."
 SPECIAL = "What does <|endoftext|> mean, and <|pad|>?"
@@ -86,3 +88,15 @@ def test_rows_without_a_token_are_cut_off_and_the_new_pad_token_gets_the_mean_of
     assert len(kept) == vocabulary_size(tokenizer) == model.config.vocab_size
     assert torch.equal(kept[:known], rows[:known])
     assert all(torch.equal(row, rows[:known].mean(dim=0)) for row in kept[known:])
+
+
+def test_tokenizer_that_joins_template_and_answer_is_refused():
+    """Byte-pair encoding without splitting first: it has learned the end of the template and "Heat" as one token."""
+    bpe = Tokenizer(BPE())
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    texts = [f"{format_prompt(QUESTION)}Heat the oven."] * 5
+    bpe.train_from_iterator(texts, trainer)
+    joining = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
+    examples = {"prompt": [format_prompt(QUESTION)], "completion": ["Heat the oven."]}
+    with pytest.raises(ValueError, match=r"as one token, as in '### Instruction.*splits at the end of a line"):
+        sft.tokenize(examples, joining)
