@@ -27,6 +27,20 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     return encode(tokenizer, [format_prompt(prompt) for prompt in prompts])
 
 
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], encoded: Sequence[Sequence[int]] | None
+) -> list[list[int]]:
+    """The tokens that a policy continues: `encoded`, or those of the prompts in the template.
+
+    Raises ValueError where `encoded` has another number of rows than there are prompts.
+    """
+    if encoded is None:
+        return encode_prompts(tokenizer, prompts)
+    if len(encoded) != len(prompts):
+        raise ValueError(f"{len(encoded)} rows of tokens are given for {len(prompts)} prompts; give one for each.")
+    return [list(ids) for ids in encoded]
+
+
 def trunk_of(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its head: what gives the hidden states."""
     return getattr(model, model.base_model_prefix)
@@ -48,21 +62,24 @@ def generate_answers(
     num_beams: int = 1,
     repetition_penalty: float = 1.0,
     seed: int = 0,
+    encoded: Sequence[Sequence[int]] | None = None,
     description: str = "answering",
 ) -> list[Answer]:
     """Answer each prompt (without template) in its order. `temperature` 0 is greedy or beam search, else sampling.
+
+    What is continued is each prompt in the template, or the row of tokens that `encoded` has for it.
 
     Prompts are sorted by length, batched and padded on the left: a decoder continues from the last position, which
     must be the prompt's. What is drawn for a prompt depends on `seed` and the prompt (uniform_draws), not on the batch.
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
     """
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = token_rows(tokenizer, prompts, encoded)
     context = context_of(model)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > context:
             raise ValueError(
-                f"prompt {prompt[:60]!r} has {len(ids)} tokens with its template; with {max_new_tokens} new tokens it "
-                f"doesn't fit into the context of {context}; shorten it or leave it out."
+                f"prompt {prompt[:60]!r} takes {len(ids)} tokens; with {max_new_tokens} new ones it doesn't fit into "
+                f"the context of {context}; shorten it or leave it out."
             )
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     draws = uniform_draws(str(seed), prompts, max_new_tokens) if temperature > 0 else None
@@ -240,12 +257,14 @@ def answer_logprobs(
     *,
     batch_size: int,
     temperature: float = 1.0,
+    encoded: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
     """log p(answer | prompt) in nats, summed over the tokens that were generated (EOS too). Returns (prompts,).
 
-    `temperature` is that of the sampling: p is the distribution that the tokens were drawn from.
+    prompts, encoded: as for generate_answers. `temperature` is that of the sampling: p is the distribution that the
+    tokens were drawn from.
     """
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = token_rows(tokenizer, prompts, encoded)
     rows = [ids + list(answer.token_ids) for ids, answer in zip(encoded, answers, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     totals = np.zeros(len(rows))

@@ -69,6 +69,20 @@ def test_greedy_answers_of_ragged_prompts_are_those_of_each_prompt_alone(policy,
     assert [reply.token_ids for reply in replies] == expected
 
 
+def test_tokens_that_are_given_are_continued_instead_of_the_template(policy, tokenizer):
+    encoded = [ids[-5 - i :] for i, ids in enumerate(prompt_ids(tokenizer, prompt) for prompt in PROMPTS)]
+    options = {"max_new_tokens": NEW, "batch_size": 3, "temperature": 1.0, "seed": 4}
+    given = generate_answers(policy, tokenizer, PROMPTS, encoded=encoded, **options)
+    found = answer_logprobs(policy, tokenizer, PROMPTS, given, encoded=encoded, batch_size=3)
+    for ids, answer, logprob in zip(encoded, given, found, strict=True):
+        tokens = torch.tensor([*ids, *answer.token_ids])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(policy(tokens[None]).logits[0, len(ids) - 1 : -1], dim=-1)
+        assert logprob == pytest.approx(logprobs.gather(1, tokens[len(ids) :, None]).sum().item(), abs=1e-4)
+    with pytest.raises(ValueError, match=f"1 rows of tokens are given for {len(PROMPTS)} prompts; give one for each"):
+        answer_logprobs(policy, tokenizer, PROMPTS, given, encoded=encoded[:1], batch_size=3)
+
+
 def test_answers_stand_in_the_order_of_their_prompts(policy, tokenizer):
     options = {"max_new_tokens": NEW, "batch_size": 2}
     forward = generate_answers(policy, tokenizer, PROMPTS, **options)
@@ -135,7 +149,7 @@ def test_repetition_penalty_makes_repetition_rarer(policy, tokenizer):
 def test_prompt_that_leaves_no_room_in_the_context_is_refused_by_name(policy, tokenizer, temperature):
     room = policy.config.max_position_embeddings - len(prompt_ids(tokenizer, PROMPTS[2]))
     options = {"batch_size": 2, "temperature": temperature}
-    with pytest.raises(ValueError, match=rf"'What are the benefits.*{room + 1} new tokens.*context of 128"):
+    with pytest.raises(ValueError, match=rf"'What are the benefits.*{room + 1} new ones.*context of 128"):
         generate_answers(policy, tokenizer, PROMPTS, max_new_tokens=room + 1, **options)
     replies = generate_answers(policy, tokenizer, PROMPTS[2:3], max_new_tokens=room, **options)
     assert 0 < len(replies[0].token_ids) <= room

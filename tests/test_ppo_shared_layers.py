@@ -1,7 +1,5 @@
 """Frozen layers that policy, reference and value model share: the same numbers and gradients as the plain way."""
 
-import dataclasses
-
 from rlhf import models
 from rlhf.adapters import sharing_copy
 from rlhf.generation import trunk_of
@@ -178,20 +176,29 @@ def test_number_of_layers_that_a_model_does_not_have_is_named(trained, tokenizer
 
 
 def test_policy_continues_the_tokens_that_are_given(tokenizer):
+    """And the reward sees what follows them as it stands, white space too: it may go on within a word."""
     policy, prompts = new_model("Llama", tokenizer), ["one", "two", "three", "four"] * 2
-    encoded = [[5 + i, 9, 11 + i] for i in range(8)]
-    seen = []
+    encoded, seen = [[5 + i, 9, 11 + i] for i in range(8)], []
 
     def reward(given, responses, ended):
-        seen.extend(given)
+        seen.extend(zip(given, responses, strict=True))
         return by_words(given, responses, ended)
 
     trainer = PPOTrainer(policy, sharing_copy(policy), reward, tokenizer, prompts, SETTINGS, encoded=encoded)
-    experience = trainer.experience(range(8), draws="test")
-    assert experience.rollout.sequences[:, :3].tolist() == encoded and seen == prompts
+    rollout = trainer.experience(range(8), draws="test").rollout
+    assert rollout.sequences[:, :3].tolist() == encoded
+    tokens = [
+        [t for t, kept in zip(*row, strict=True) if kept] for row in zip(rollout.responses, rollout.mask, strict=True)
+    ]
+    assert seen == list(zip(prompts, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True))
+    assert any(text != text.strip() for _, text in seen)
     with pytest.raises(ValueError, match="7 rows of tokens are given for 8 prompts"):
         PPOTrainer(policy, sharing_copy(policy), reward, tokenizer, prompts, SETTINGS, encoded=encoded[:7])
-    other = dataclasses.replace(SETTINGS, updates=9)
-    resumed = PPOTrainer(policy, sharing_copy(policy), reward, tokenizer, prompts, other, encoded=encoded[::-1])
-    trainer.checkpoints = None
-    assert resumed.encoded[0] == encoded[-1]
+
+
+def test_checkpoint_of_other_tokens_is_refused(tokenizer, tmp_path):
+    encoded = [[5 + i, 9, 11 + i] for i in range(12)]
+    trainer = trainer_of("Llama", tokenizer, encoded=encoded, checkpoints=tmp_path)
+    path = trainer.save()
+    with pytest.raises(ValueError, match=r"is of another run \(prompts: "):
+        trainer_of("Llama", tokenizer, encoded=encoded[::-1]).resume(path)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rlhf import runtime
-from rlhf.generation import encode_prompts, head_logits, left_padded, sample, trunk_of, uniform_draws
+from rlhf.generation import head_logits, left_padded, sample, token_rows, trunk_of, uniform_draws
 from rlhf.ppo import algorithm
 from rlhf.ppo.experience import Rollout
 from rlhf.ppo.settings import Settings
@@ -36,9 +36,8 @@ class Actors:
         self.policy, self.ref, self.value_model = policy.eval(), ref.eval(), value_model and value_model.eval()
         self.tokenizer, self.settings, self.device = tokenizer, settings, policy.device
         self.prompts = list(prompts)
-        self.encoded = encode_prompts(tokenizer, self.prompts) if encoded is None else [list(ids) for ids in encoded]
-        if len(self.encoded) != len(self.prompts):
-            raise ValueError(f"{len(self.encoded)} rows of tokens are given for {len(self.prompts)} prompts.")
+        self.in_template = encoded is None
+        self.encoded = token_rows(tokenizer, self.prompts, encoded)
         width = policy.get_output_embeddings().weight.shape[1]
         self.value_head = torch.nn.Linear(width, 1, device="meta").to_empty(device=self.device)  # no draw is made
         self.value_head.load_state_dict({"weight": torch.zeros(1, width), "bias": torch.zeros(1)})

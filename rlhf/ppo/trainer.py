@@ -205,7 +205,9 @@ class PPOTrainer(Actors):
     def score(self, prompts: list[str], rollout: Rollout) -> torch.Tensor:
         """What the reward function gives for each answer, less what an answer that did not end forfeits: (batch,)."""
         tokens = rollout.responses.masked_fill(rollout.mask == 0, self.tokenizer.pad_token_id)
-        responses = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        responses = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        if self.in_template:  # an answer; else what was written goes on where the prompt stops, perhaps in a word
+            responses = [text.strip() for text in responses]
         given = np.asarray(self.reward_fn(prompts, responses, rollout.ended.tolist()), dtype=np.float32)
         if given.shape != (len(prompts),):
             raise ValueError(
