@@ -10,7 +10,7 @@ import pytest
 
 FLOORS = (
     ("runtime", "outputs", "template", "tokens", "registry", "download"),
-    ("profiles", "files", "forms", "data", "lab"),
+    ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "training"),
     ("pretraining", "sft", "reward", "ppo"),
     ("evaluation", "studies", "plots"),
@@ -119,4 +119,4 @@ def test_scripts_are_thin():
 
 def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith("tests/")]
-    assert sum(lines_of(ROOT / name) for name in code) <= 8_500
+    assert sum(lines_of(ROOT / name) for name in code) <= 8_900
