@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf import runtime
 from rlhf.generation import context_of
-from rlhf.ppo import algorithm, checkpoint
+from rlhf.ppo import algorithm, checkpoint, monitor
 from rlhf.ppo.actors import Actors
 from rlhf.ppo.experience import Experience, Rollout
 from rlhf.ppo.settings import Settings
@@ -110,6 +110,7 @@ class PPOTrainer(Actors):
     def train(self) -> pd.DataFrame:
         """Run until `updates` updates are done, or the KL has been above its ceiling for too long. Returns the curve.
 
+        Warns where the answers lose their variety (monitor.LIMITS).
         Raises FloatingPointError where the loss or the KL is not finite, ValueError for scores that can't be used and
         where sampler and trainer disagree (check_sampler).
         """
@@ -120,7 +121,10 @@ class PPOTrainer(Actors):
             print(f"log-probabilities: the sampler's differ from the trainer's by {gap:.0e} nats per token")
         with tqdm(total=settings.updates, initial=self.update, desc="PPO", unit="update") as progress:
             while self.update < settings.updates and self.too_far < settings.kl_patience:
+                before = monitor.warnings(self.rows)
                 row = self.step()
+                for line in [line for line in monitor.warnings(self.rows) if line not in before]:
+                    tqdm.write(f"Warning: {line}")
                 progress.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.2f}", refresh=False)
                 progress.update()
                 self.too_far = self.too_far + 1 if row["kl"] > ceiling else 0
@@ -177,6 +181,7 @@ class PPOTrainer(Actors):
             advantages = algorithm.masked_whiten(advantages, mask)
         row = {
             "reward": scores.mean().item(),
+            "reward_std": scores.std(correction=0).item(),
             "kl": kl_k1.mean().item(),
             "kl_k3": kl_k3.mean().item(),
             "reward_minus_kl": (scores - self.kl_coef * kl_k1).mean().item(),
@@ -184,7 +189,7 @@ class PPOTrainer(Actors):
             "explained_variance": algorithm.explained_variance(values, returns, value_mask),
             "response_length": mask.sum(dim=1).float().mean().item(),
             "stop_rate": rollout.ended.float().mean().item(),
-        }
+        } | monitor.variety(rollout.responses, mask)
         return Experience(rollout, old_logprobs, values, advantages, returns, row)
 
     def _next_prompts(self) -> list[int]:

@@ -1,6 +1,7 @@
 """PPO by TRL 1.12.0, the last release that has it, with the project's settings and what its loop leaves out."""
 
 from rlhf import runtime
+from rlhf.ppo import monitor
 from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
 from rlhf.training import StageTrainer, run_arguments
@@ -10,7 +11,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 class RecordingPPOTrainer(StageTrainer, PPOTrainer):
-    """TRL's trainer, which also records the mean answer length (tokens) and the share of ended answers of each rollout.
+    """TRL's trainer, which also records length (tokens), share of ended answers and variety of each rollout.
 
     Its learning rate rises and stays as in the project's own trainer; with TRL's schedule the first update has rate 0.
     """
@@ -30,8 +31,10 @@ class RecordingPPOTrainer(StageTrainer, PPOTrainer):
             generated = generate(*args, input_ids=input_ids, **kwargs)
             answers = generated.sequences[:, input_ids.shape[1] :]
             ended = (answers == self.processing_class.eos_token_id).any(dim=1).float().mean().item()
-            lengths = (answers != self.processing_class.pad_token_id).sum(dim=1).float().mean().item()
-            self.rollouts.append({"response_length": lengths, "stop_rate": ended})
+            written = answers != self.processing_class.pad_token_id
+            lengths = written.sum(dim=1).float().mean().item()
+            row = {"response_length": lengths, "stop_rate": ended}
+            self.rollouts.append(row | monitor.variety(answers, written))
             return generated
 
         return recording_generate
@@ -97,7 +100,7 @@ def make_trainer(
 
 
 def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
-    """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate.
+    """One row per update: episode, reward, kl, entropy, losses, clip fraction, answer length, stop rate, variety.
 
     kl is in nats per answer, entropy in nats per token, explained_variance NaN: TRL does not log it. The entropy is the
     mean surprise of the sampled tokens: TRL's own average (policy/entropy_avg) counts padding as if it were answer.
