@@ -58,8 +58,9 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
         return model.to(runtime.device()).eval(), tokenizer
     model, tokenizer = _from_package() if profile.model == SMOLLM2 else _from_folder(profile.model)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    outputs.update_run(profile, by_adapters=not whole_fits(weights))
-    if not whole_fits(weights):
+    by_adapters = not whole_fits(weights)
+    outputs.update_run(profile, by_adapters=by_adapters)
+    if by_adapters:
         needed, there = weights * BYTES_PER_WEIGHT / 1e9, runtime.memory_bytes() / 1e9
         print(f"Whole models with {weights:,} weights would take {needed:.3g} GB in PPO, and {there:.3g} GB are there.")
         print("This run trains adapters on one frozen 4-bit base; full fine-tuning is left out.")

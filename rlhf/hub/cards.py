@@ -24,7 +24,9 @@ def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
     settings, models = run["settings"], published(run)
     model = models[key] if key else None
     title = repo_id.split("/")[-1] + (f": {model.label}" if model else "")
-    adapters = {name for name, it in models.items() if outputs.is_adapter(_checkpoint(profile, it))}
+    adapters = {
+        name for name, it in models.items() if outputs.is_adapter(outputs.checkpoint_path(profile, it.checkpoint))
+    }
     described = [key] if key else [name for name in models if name != "base"]
     tables = {name: results(profile, name) for name in described}
     data = ModelCardData(
@@ -78,10 +80,6 @@ def published(run: dict) -> dict[str, registry.Model]:
     start = registry.MODELS["sft_full"].checkpoint, registry.MODELS["sft_qlora"].checkpoint
     kept = {key: model for key, model in registry.MODELS.items() if key not in left_out}
     return {key: model._replace(about=model.about.replace(*start)) for key, model in kept.items()}
-
-
-def _checkpoint(profile: Profile, model: registry.Model) -> Path:
-    return outputs.checkpoint_path(profile, model.checkpoint)
 
 
 def aligned(run: dict) -> str:

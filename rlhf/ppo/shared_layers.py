@@ -117,9 +117,9 @@ def shared_by(models: Sequence[PreTrainedModel], tokens: int = 8) -> SharedLayer
         return None
     shared = SharedLayers(models[0], count)
     ids = torch.arange(tokens, device=models[0].device)[None] % models[0].config.vocab_size
+    states = shared.lower(input_ids=ids)
     for model in models:
         whole = trunk_of(model)(input_ids=ids).last_hidden_state
-        states = shared.lower(input_ids=ids)
         halves = shared.upper(model)(inputs_embeds=states, use_cache=False).last_hidden_state
         if not (whole - halves).abs().max() <= LARGEST_GAP * whole.abs().max():
             print(f"The frozen layers of {type(model).__name__} can't be run apart from the others; nothing is shared.")

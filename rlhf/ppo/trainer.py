@@ -119,12 +119,14 @@ class PPOTrainer(Actors):
         if not self.update:
             gap = self.check_sampler()
             print(f"log-probabilities: the sampler's differ from the trainer's by {gap:.0e} nats per token")
+        warned = set(monitor.warnings(self.rows))  # before a pause
         with tqdm(total=settings.updates, initial=self.update, desc="PPO", unit="update") as progress:
             while self.update < settings.updates and self.too_far < settings.kl_patience:
-                before = monitor.warnings(self.rows)
                 row = self.step()
-                for line in [line for line in monitor.warnings(self.rows) if line not in before]:
-                    tqdm.write(f"Warning: {line}")
+                for line in monitor.warnings(self.rows):
+                    if line not in warned:
+                        warned.add(line)
+                        tqdm.write(f"Warning: {line}")
                 progress.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.2f}", refresh=False)
                 progress.update()
                 self.too_far = self.too_far + 1 if row["kl"] > ceiling else 0
