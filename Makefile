@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run seeds study grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup run recipe seeds study grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -19,6 +19,9 @@ setup: $(INSTALLED)  ## create .venv and install the pinned requirements
 
 run: $(INSTALLED) $(SMOLLM2)  ## execute every notebook in order (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/run_notebooks.py
+
+recipe: $(INSTALLED) $(SMOLLM2)  ## execute recipes/NAME.ipynb: NAME=sentiment is RLHF on sentences about films
+	@$(VENV)/bin/python scripts/run_recipe.py "$(NAME)"
 
 seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/seeds.py

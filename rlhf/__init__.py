@@ -4,7 +4,7 @@
 1  profiles, files, forms, data, sst2, lab
 2  models, adapters, generation, metrics, training
 3  pretraining, sft, reward, ppo
-4  evaluation, studies, plots
+4  evaluation, studies, plots, recipes
 5  hub, chat, demo, notebooks, report
 """
 

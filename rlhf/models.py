@@ -198,9 +198,9 @@ def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
 
 def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
     """The base model; `quantized` loads its linear layers in 4-bit NF4 (Dettmers et al. 2023)."""
-    path = outputs.require_checkpoint(profile, "base")
     if not quantized:
-        return _language_model(profile, path).to(runtime.device())
+        return load_whole(profile, "base")
+    path = outputs.require_checkpoint(profile, "base")
     compute = torch.bfloat16 if runtime.bf16_is_native() else torch.float32
     four_bit = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
@@ -234,7 +234,12 @@ def load_policy(profile: Profile, key: str) -> PreTrainedModel:
         return adapters.sharing_copy(base) if key == "base" else adapters.with_adapter(base, path)
     if outputs.is_adapter(path):
         return _merged(load_base(profile), path)
-    return _language_model(profile, path).to(runtime.device())
+    return load_whole(profile, path.name)
+
+
+def load_whole(profile: Profile, checkpoint: str) -> PreTrainedModel:
+    """A language model that was saved whole, by the name of its checkpoint."""
+    return _language_model(profile, outputs.require_checkpoint(profile, checkpoint)).to(runtime.device())
 
 
 def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:

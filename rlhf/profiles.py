@@ -109,6 +109,7 @@ class Profile:
     decoding: DecodingSettings
     max_steps: int | None = None  # cuts every training short, to try a set-up
     lab: LabSettings | None = None  # only where model and dataset are the project's own
+    recipe: str = ""  # of a profile for one notebook of recipes/: the environment variable that names its data
     published: str = ""  # Hub name or local folder of checkpoints of others that are evaluated beside ours
 
 
@@ -140,7 +141,7 @@ def _read_profiles() -> dict[str, Profile]:
 
 REHEARSED_PROMPTS = 8
 _BY_NAME = _read_profiles()
-PROFILES = tuple(_BY_NAME)
+PROFILES = tuple(name for name, profile in _BY_NAME.items() if not profile.recipe)
 
 
 def _whole_number(variable: str, least: int) -> int | None:
@@ -157,20 +158,23 @@ def load_profile(name: str | None = None) -> Profile:
 
     RLHF_MODEL, RLHF_DATASET and RLHF_PUBLISHED (a Hub name or a local path) replace the model, the data and the
     published checkpoints of the profiles that train on real data; RLHF_MAX_STEPS, RLHF_SEED and RLHF_THREADS replace
-    those settings of any profile. With RLHF_MAX_STEPS REHEARSED_PROMPTS test prompts at most are answered per step.
+    those settings of any profile. A recipe's profile has a variable of its own for its data. With RLHF_MAX_STEPS
+    REHEARSED_PROMPTS test prompts at most are answered per step.
     Raises ValueError for an unknown profile, a number that is none, or a local path that does not exist.
     """
     name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if runtime.device().type == "cuda" else "lab")
     if name not in _BY_NAME:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)} (RLHF_PROFILE=lab make run).")
     profile = _BY_NAME[name]
+    if profile.recipe and os.environ.get("RLHF_DATASET", "").strip():
+        raise ValueError(f"RLHF_DATASET is set, but the data of this recipe is {profile.recipe}; unset RLHF_DATASET.")
     changes = {}
     for field in ("model", "dataset", "published"):
-        variable = f"RLHF_{field.upper()}"
+        variable = variable_of(profile, field)
         value = os.environ.get(variable, "").strip()
         if not value:
             continue
-        if profile.lab:
+        if profile.lab and variable != profile.recipe:
             raise ValueError(
                 f"{variable}={value!r} is set, but the {name} profile has its own world, with no place for it; "
                 f"unset it or choose RLHF_PROFILE=gpt2."
@@ -185,6 +189,25 @@ def load_profile(name: str | None = None) -> Profile:
     if "max_steps" in changes:  # a rehearsal would spend most of its time on answers
         changes["eval_prompts"] = min(profile.eval_prompts, REHEARSED_PROMPTS * changes["max_steps"])
     return dataclasses.replace(profile, **changes)
+
+
+def variable_of(profile: Profile, field: str) -> str:
+    """The environment variable that sets a field of the profile."""
+    return profile.recipe if field == "dataset" and profile.recipe else f"RLHF_{field.upper()}"
+
+
+def recipe_profile(recipe: str) -> str:
+    """The name of a recipe's profile: with RLHF_PROFILE=smoke that of its tests.
+
+    Raises ValueError for a recipe that does not exist, and for a profile that recipes do not have.
+    """
+    recipes = [name for name, profile in _BY_NAME.items() if profile.recipe and not name.endswith("_smoke")]
+    if recipe not in recipes:
+        raise ValueError(f"no recipe {recipe!r}; choose one of {', '.join(recipes)} (make recipe NAME={recipes[0]}).")
+    size = os.environ.get("RLHF_PROFILE", "").strip()
+    if size not in ("", recipe, "smoke"):
+        raise ValueError(f"RLHF_PROFILE={size!r}: a recipe has its own settings; unset it, or set it to smoke.")
+    return f"{recipe}_smoke" if size == "smoke" else recipe
 
 
 def _looks_local(value: str) -> bool:

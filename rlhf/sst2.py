@@ -30,7 +30,7 @@ LABELS = {"0": 0, "1": 1}  # negative, positive
 
 
 def load(source: str) -> DatasetDict:
-    """Train and validation sentences with the columns sentence (as people write it) and label (0 or 1).
+    """Train and validation sentences: columns sentence (as people write it), tokenised (as it was) and label (0 or 1).
 
     source: a Hub name, or a local folder of train.tsv and dev.tsv with a sentence, a tab and a label in each line.
     Sentences that stand twice are kept once. Prints what was dropped, and an example of each fault. Raises
@@ -49,7 +49,7 @@ def load(source: str) -> DatasetDict:
                 examples.setdefault(fault, f"{where}: {sentence[:60]!r}")
                 continue
             seen.add(text)
-            kept.append({"sentence": text, "label": LABELS[label.strip()]})
+            kept.append({"sentence": text, "tokenised": sentence.strip(), "label": LABELS[label.strip()]})
         dropped = [f"{found[fault]} {fault} ({example})" for fault, example in examples.items()]
         print(f"{split}: {len(kept):,} sentences; dropped: {'; '.join(dropped) or 'nothing'}")
         if not kept:
@@ -118,6 +118,6 @@ def own_sentences(count: int, seed: int) -> DatasetDict:
         label = rng.randrange(2)
         noun, adjective = rng.choice(NOUNS), rng.choice(ADJECTIVES[label])
         rows[rng.choice(FRAMES).format(noun=noun, adjective=adjective)] = label
-    whole = Dataset.from_list([{"sentence": sentence, "label": label} for sentence, label in rows.items()])
+    whole = Dataset.from_list([{"sentence": s, "tokenised": s, "label": label} for s, label in rows.items()])
     held_out = count // 4
     return DatasetDict(train=whole.select(range(held_out, count)), validation=whole.select(range(held_out)))

@@ -82,14 +82,19 @@ def run_arguments(profile: Profile, run: str) -> dict:
     }
 
 
+def steps_of(profile: Profile, settings, examples: float) -> int:
+    """The optimiser steps over so many examples, with the batches of profile.sft or profile.reward."""
+    steps = max(1, round(examples / settings.batch_size / settings.gradient_accumulation))
+    return min(steps, profile.max_steps or steps)
+
+
 def fit_arguments(profile: Profile, run: str, settings, *, examples: float, evaluations: int) -> dict:
     """Arguments that SFTTrainer and RewardTrainer share: steps, batches, warm-up, evaluation, precision.
 
     settings: profile.sft or profile.reward. `examples` counts an example once for each time that it is seen;
     `evaluations` of the validation loss may be 0.
     """
-    steps = max(1, round(examples / settings.batch_size / settings.gradient_accumulation))
-    steps = min(steps, profile.max_steps or steps)
+    steps = steps_of(profile, settings, examples)
     return run_arguments(profile, run) | {
         "max_steps": steps,
         "per_device_train_batch_size": settings.batch_size,

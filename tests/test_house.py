@@ -13,7 +13,7 @@ FLOORS = (
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "training"),
     ("pretraining", "sft", "reward", "ppo"),
-    ("evaluation", "studies", "plots"),
+    ("evaluation", "studies", "plots", "recipes"),
     ("hub", "chat", "demo", "notebooks", "report"),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rlhf import outputs, runtime
 from rlhf.notebooks.staleness import INPUTS, copy_of, is_finished, key_of, name_of, settings_of
-from rlhf.profiles import Profile, set_up
+from rlhf.profiles import Profile, set_up, variable_of
 
 import nbformat
 import pandas as pd
@@ -132,7 +132,9 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
             "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         }
     else:  # a path relative to the caller's folder is absolute in the profile
-        environment |= {f"RLHF_{field.upper()}": getattr(profile, field) or "" for field in INPUTS}
+        environment |= {variable_of(profile, field): getattr(profile, field) or "" for field in INPUTS}
+    if profile.recipe:
+        environment[profile.recipe] = profile.dataset
     return environment
 
 
@@ -282,7 +284,7 @@ def report(error: BaseException, path: Path, cell: str, copy: Path) -> None:
     else:
         message = f"\nInterrupted in {where}"
     print(f"{message}\nThe notebook as far as it came: {copy}", file=sys.stderr)
-    print("`make run` resumes with this notebook.", file=sys.stderr, flush=True)
+    print("The same command resumes with this notebook.", file=sys.stderr, flush=True)
 
 
 def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path) -> int:
@@ -294,7 +296,7 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
         f"seed {profile.seed}{limit}."
     )
     if not chosen:
-        print("All notebooks have finished, for the code, settings and data of now. `make run FORCE=1` starts over.")
+        print("All notebooks have finished, for the code, settings and data of now. FORCE=1 starts over.")
         return 0
     first = notebooks.index(chosen[0])
     if first:

@@ -15,7 +15,7 @@ from rlhf.plots.comparison import (
     reward_against_gold,
     reward_probes,
 )
-from rlhf.plots.ppo import clipped_objective, kl_estimators, ppo_curves
+from rlhf.plots.ppo import clipped_objective, kl_estimators, monitored, ppo_curves
 from rlhf.plots.reward import accuracy_slices, calibration, error_kinds, length_difference, margins, reward_curve
 from rlhf.plots.sft import cost_bars, learning_rates, loss_curves, stop_and_length, token_lengths
 from rlhf.plots.studies import best_of_n, data_size, frontier, judges, overoptimisation, relevance

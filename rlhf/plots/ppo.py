@@ -1,6 +1,7 @@
 """Figures of stage 3's training: PPO's curves, its clipped objective and the estimates of the KL."""
 
 from rlhf.plots import style
+from rlhf.ppo.monitor import LIMITS
 
 import numpy as np
 import pandas as pd
@@ -94,4 +95,34 @@ def kl_estimators(frame: pd.DataFrame) -> Figure:
         axes.hist(frame[column], edges, color=colour, alpha=0.55, label=formula)
         axes.axvline(frame[column].mean(), color=colour, linewidth=2.2)
     style.label(axes, "nats per answer (line: mean)", "answers")
+    return style.legend(figure)
+
+
+@style.draws("model episode reward kl entropy distinct_2 reward_std repetition")
+def monitored(frame: pd.DataFrame, title: str) -> Figure:
+    """Reward, KL and what the monitor watches over the episodes of some runs; dashed: the limits of each run."""
+    panels = {
+        "reward": ("reward", "mean of a batch"),
+        "kl": ("KL from the reference policy", "nats per answer"),
+        "entropy": ("entropy of the policy", "nats per token"),
+        "distinct_2": ("distinct pairs of tokens", "share of pairs"),
+        "reward_std": ("deviation of the reward", "within a batch"),
+        "repetition": ("repeated runs of three tokens", "share of an answer"),
+    }
+    figure, grid = style.new_panels(title, 7.2, 3, 2, sharex=True)
+    for rows, look in style.each_series(frame.sort_values("episode"), "model"):
+        means = rows.rolling(RUNNING, center=True, min_periods=1, on="episode").mean(numeric_only=True)
+        for axes, name in zip(grid, panels, strict=True):
+            axes.plot(rows.episode, rows[name], color=look["color"], **UPDATE)
+            axes.plot(rows.episode, means[name], color=look["color"], label=look["label"], **MEAN)
+            if name in LIMITS:
+                limit, first = LIMITS[name], rows[name].iloc[0]
+                at = limit.share * first if limit.share else first + limit.rise
+                axes.axhline(at, color=look["color"], linestyle="--", linewidth=1.2)
+    for axes, (heading, unit) in zip(grid, panels.values(), strict=True):
+        style.label(axes, "", unit, heading)
+        style.ticks(axes.xaxis, 5, integer=True)
+        style.ticks(axes.yaxis, 5)
+    for axes in grid[-2:]:
+        axes.set_xlabel("episodes")
     return style.legend(figure)

@@ -71,8 +71,11 @@ def reward_curve(frame: pd.DataFrame) -> Figure:
 
 
 @style.draws("confidence accuracy ci_low ci_high n")
-def calibration(frame: pd.DataFrame) -> Figure:
-    """Reliability of sigmoid(margin), from metrics.calibration; a point's area is in proportion to its pairs."""
+def calibration(frame: pd.DataFrame, unit: str = "pairs", margin: str = "margin") -> Figure:
+    """Reliability of sigmoid(margin), from metrics.calibration; a point's area is in proportion to its pairs.
+
+    unit, margin: what is counted, and what the sigmoid is taken of.
+    """
     figure, (axes,) = style.new_panels("Accuracy of the reward model by its confidence (95 % intervals)", 4.2)
     (perfect,) = axes.plot(
         [0.5, 1], [0.5, 1], color=style.BLACK, linestyle="--", linewidth=1, label="perfect calibration"
@@ -82,9 +85,9 @@ def calibration(frame: pd.DataFrame) -> Figure:
     axes.scatter(frame.confidence, frame.accuracy, s=scale * frame.n, color=style.BLUE, zorder=3)
     marker = {"linestyle": "none", "marker": "o", "color": style.BLUE}
     sizes = np.unique(np.quantile(frame.n, [0, 0.5, 1], method="nearest"))
-    handles = [Line2D([], [], markersize=math.sqrt(scale * n), label=f"{n:.0f} pairs", **marker) for n in sizes]
+    handles = [Line2D([], [], markersize=math.sqrt(scale * n), label=f"{n:.0f} {unit}", **marker) for n in sizes]
     axes.set_xlim(0.48, 1.02)
-    style.label(axes, "confidence: sigmoid(|margin|)", "accuracy (share of pairs)")
+    style.label(axes, f"confidence: sigmoid(|{margin}|)", f"accuracy (share of {unit})")
     return style.legend(figure, [perfect, *handles])
 
 

@@ -45,14 +45,21 @@ def score(model, tokenizer, prompts, responses, ended, *, batch_size: int = 32) 
         if len(ids) > context:
             length = f"{len(ids)} tokens with its prompt, more than the context of {context}"
             raise ValueError(f"the response to {prompt[:60]!r} takes {length}; shorten it or leave it out.")
+    return score_tokens(model, encoded, pad, batch_size)
+
+
+@torch.no_grad()
+def score_tokens(model, rows: Sequence[Sequence[int]], pad: int, batch_size: int = 32) -> np.ndarray:
+    """The logit of each row of tokens at its last one: (rows,), float64. Batches are padded on the right by `pad`."""
     model.eval()
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    scores = np.zeros(len(encoded))
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = np.zeros(len(rows))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        ids, mask = (tensor.to(model.device) for tensor in right_padded([encoded[i] for i in batch], pad))
+        ids, mask = (tensor.to(device) for tensor in right_padded([list(rows[i]) for i in batch], pad))
         logits = model(input_ids=ids, attention_mask=mask).logits  # of the last token that is not padding
-        scores[batch] = logits.squeeze(-1).double().cpu().numpy()
+        scores[batch] = logits.reshape(len(batch)).double().cpu().numpy()
     return scores
 
 
