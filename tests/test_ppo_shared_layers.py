@@ -33,8 +33,8 @@ def tokenizer():
     return tokenizer
 
 
-def new_model(kind: str, tokenizer, trained: int | None = 2, classifier: bool = False):
-    """A random model of four layers, the last of which are to be trained; the same for each call."""
+def new_model(kind: str, tokenizer, share: float = 0.5, classifier: bool = False):
+    """A random model of four layers, the upper ones of which are to be trained; the same for each call."""
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), num_labels=1, **KINDS[kind], **ids)
     torch.manual_seed(0)
@@ -43,8 +43,7 @@ def new_model(kind: str, tokenizer, trained: int | None = 2, classifier: bool = 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    if trained is not None:
-        shared_layers.freeze_lower(model, trained)
+    shared_layers.freeze_lower(model, share)
     return model.eval()
 
 
@@ -147,19 +146,14 @@ def test_run_goes_on_from_a_checkpoint_of_the_trained_layers(tokenizer, tmp_path
     assert whole.step() == resumed.step()
 
 
-@pytest.mark.parametrize(
-    ("kind", "trained", "separate"),
-    [("Llama", None, False), ("Llama", 4, False), ("Llama", 2, True), ("OPT", 2, False)],
-)
-def test_nothing_is_shared_where_it_would_not_be_the_same(kind, trained, separate, tokenizer):
-    """All weights or all layers trained; another reference; layers that are not found right in the trunk."""
+@pytest.mark.parametrize(("kind", "share", "separate"), [("Llama", 1, False), ("Llama", 0.5, True), ("OPT", 1, False)])
+def test_nothing_is_shared_where_it_would_not_be_the_same(kind, share, separate, tokenizer):
+    """All weights trained; another reference; layers that are not found right in the trunk."""
+    policy = new_model(kind, tokenizer, share)
     if kind == "OPT":
-        policy = new_model(kind, tokenizer, None)
         policy.requires_grad_(False)
         policy.lm_head.requires_grad_(True)
-    else:
-        policy = new_model(kind, tokenizer, trained)
-    reference = new_model(kind, tokenizer, None) if separate else sharing_copy(policy)
+    reference = new_model(kind, tokenizer, 1) if separate else sharing_copy(policy)
     assert shared_layers.shared_by([policy, reference]) is None
 
 
@@ -169,10 +163,30 @@ def test_architecture_that_scales_its_embeddings_is_run_whole_and_named(tokenize
     trainer.step()
 
 
-@pytest.mark.parametrize("trained", [0, 5, -1])
-def test_number_of_layers_that_a_model_does_not_have_is_named(trained, tokenizer):
-    with pytest.raises(ValueError, match=rf"{trained} of 4 layers can't be trained; give a number from 1 to 4"):
-        new_model("Llama", tokenizer, trained)
+@pytest.mark.parametrize(("share", "layers"), [(0.1, {3}), (0.5, {2, 3}), (0.51, {1, 2, 3}), (1, {0, 1, 2, 3})])
+def test_upper_layers_are_trained_rounded_up(share, layers, tokenizer):
+    names = [name for name, weight in new_model("GPT2", tokenizer, share).named_parameters() if weight.requires_grad]
+    assert {int(name.split(".")[2]) for name in names if ".h." in name} == layers
+    assert all(".h." in name for name in names) == (share < 1)
+
+
+def test_what_was_frozen_in_the_upper_layers_stays_so(tokenizer):
+    model = new_model("Llama", tokenizer, 1).requires_grad_(False)
+    model.model.layers[3].mlp.requires_grad_(True)  # as an adapter would be
+    before = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    shared_layers.freeze_lower(model, 0.5)
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == before
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1])
+def test_share_of_the_layers_that_is_none_is_named(share, tokenizer):
+    with pytest.raises(ValueError, match=rf"a share of {share} of the layers can't be trained"):
+        new_model("Llama", tokenizer, share)
+
+
+def test_layers_that_are_not_found_are_named(tokenizer):
+    with pytest.raises(ValueError, match="OPTForCausalLM does not have its layers right in its trunk"):
+        new_model("OPT", tokenizer, 0.5)
 
 
 def test_policy_continues_the_tokens_that_are_given(tokenizer):

@@ -6,6 +6,7 @@ reference is trlX's "hydra" (Havrilla et al. 2023); keeping its output for the w
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 from rlhf.generation import trunk_of
@@ -16,17 +17,23 @@ from transformers import PreTrainedModel
 LARGEST_GAP = 1e-3  # between states, as a share of the largest
 
 
-def freeze_lower(model: PreTrainedModel, trained: int) -> None:
-    """Freeze all weights of a model but those of its last `trained` layers.
+def freeze_lower(model: PreTrainedModel, share: float) -> None:
+    """Freeze all weights of a model but those of its upper layers: `share` of them, rounded up. 1 freezes nothing.
 
-    Reference and value model come to share the others when they are made by adapters.sharing_copy. Raises ValueError
-    for a number of layers that the model does not have.
+    Reference and value model come to share the frozen ones when they are made by adapters.sharing_copy. Raises
+    ValueError for a share that is not above 0 and at most 1, and for a model whose layers don't stand in its trunk.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of {share} of the layers can't be trained; give more than 0, and at most 1.")
+    if share == 1:
+        return
     layers = _Stack(trunk_of(model)).layers
-    if not 0 < trained <= len(layers):
-        raise ValueError(f"{trained} of {len(layers)} layers can't be trained; give a number from 1 to {len(layers)}.")
-    model.requires_grad_(False)
-    layers[-trained:].requires_grad_(True)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} does not have its layers right in its trunk; set trained_share to 1.")
+    upper = {id(weight) for weight in layers[-math.ceil(share * len(layers) - 1e-9) :].parameters()}
+    for weight in model.parameters():
+        if id(weight) not in upper:
+            weight.requires_grad_(False)
 
 
 class _Stack:
