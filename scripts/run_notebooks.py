@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         if force and names:
             raise ValueError("FORCE=1 deletes every output, so it starts at the first notebook; name none with it.")
         profile = load_profile()
+        if profile.recipe:
+            recipe = profile.name.removesuffix("_smoke")
+            raise ValueError(f"profile {profile.name!r} is that of one notebook; run it by make recipe NAME={recipe}.")
         set_up(profile)
         notebooks = execution.find_notebooks(options.root.resolve())
         with outputs.run_lock():

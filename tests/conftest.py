@@ -23,7 +23,7 @@ CONTEXT = 128
 
 
 SETTINGS = tuple(
-    f"RLHF_{name}" for name in ("PROFILE", "MODEL", "DATASET", "PUBLISHED", "MAX_STEPS", "SEED", "OUTPUTS")
+    f"RLHF_{name}" for name in ("PROFILE", "MODEL", "DATASET", "PUBLISHED", "MAX_STEPS", "SEED", "OUTPUTS", "SST2")
 )
 
 

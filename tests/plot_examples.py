@@ -84,6 +84,10 @@ def example_frames() -> dict[str, tuple]:
         "calibration": (calibration(random.normal(2, 2.2, 600)),),
         "accuracy_slices": (slice_frame(random), 0.842),
         "margins": (margin_frame(random),),
+        "monitored": (
+            pd.concat([ppo_frame(random).assign(model=m) for m in ("PPO seed 0", "collapsed")]),
+            "PPO with two seeds, and what the monitor watches",
+        ),
         "ppo_curves": (pd.concat([ppo_frame(random).assign(model=m) for m in ("ppo", "ppo_scratch")]),),
         "clipped_objective": (objective_frame(), 0.2),
         "kl_estimators": (pd.DataFrame({"k1": random.normal(2, 3, 300), "k3": random.gamma(2, 1, 300)}),),
@@ -203,6 +207,9 @@ def ppo_frame(random) -> pd.DataFrame:
             "response_length": 58 + 8 * time + random.normal(0, 1.5, 24),
             "stop_rate": np.minimum(0.95 + 0.06 * time + random.normal(0, 0.01, 24), 1),
             "explained_variance": 0.5 * time - 0.1 + random.normal(0, 0.03, 24),
+            "distinct_2": 0.8 - 0.1 * time,
+            "reward_std": 0.9 - 0.2 * time + random.normal(0, 0.03, 24),
+            "repetition": 0.02 + 0.02 * time,
         }
     )
 

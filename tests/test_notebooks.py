@@ -1,5 +1,6 @@
 """The tracked notebooks: valid, rendered in order, in the form of a chapter, without traces of a machine."""
 
+import json
 import re
 
 from rlhf.notebooks.execution import find_notebooks
@@ -10,7 +11,8 @@ from rlhf.outputs import ROOT
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted(ROOT.glob("0?_*/*.ipynb"))
+NUMBERED, RECIPES = (sorted(ROOT.glob(pattern)) for pattern in ("0?_*/*.ipynb", "recipes/*.ipynb"))
+NOTEBOOKS = NUMBERED + RECIPES
 TOKEN = re.compile(r"\b(?:hf|ghp|sk|glpat)[_-][A-Za-z0-9]{20,}\b")
 
 
@@ -29,8 +31,8 @@ def code_cells(notebook):
 
 
 def test_there_are_notebooks_and_the_runner_finds_all_of_them():
-    assert NOTEBOOKS, "no notebook in the numbered folders"
-    assert find_notebooks(ROOT) == NOTEBOOKS
+    assert NUMBERED and RECIPES
+    assert find_notebooks(ROOT) == NUMBERED
 
 
 def test_is_valid_and_asks_for_the_kernel_python3(notebook):
@@ -60,13 +62,22 @@ def test_code_cells_are_at_most_15_lines(notebook):
     assert {cell: length for cell, length in lengths.items() if length > 15} == {}
 
 
-def test_opens_with_a_heading_and_the_time_and_closes_with_what_comes_next(notebook):
+def test_opens_with_a_heading_and_the_time_and_closes_with_what_comes_next(path, notebook):
     first, last = notebook.cells[0], notebook.cells[-1]
     assert first.cell_type == last.cell_type == "markdown"
     assert re.match(r"# [^#\s]", first.source)
     prose = "\n".join(cell.source for cell in notebook.cells[:3] if cell.cell_type == "markdown")
-    assert re.search(r"^\*Time: \d+ s at the `lab` profile", prose, re.MULTILINE)
+    profile = path.stem if path in RECIPES else "lab"
+    assert re.search(rf"^\*Time: \d+ s at the `{profile}` profile", prose, re.MULTILINE)
     assert re.search(r"\bnext\b", last.source, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_is_compact_and_names_its_model_on_top(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert len(cells) <= 45
+    run = json.loads((ROOT / "results" / "evaluation" / path.stem / "run.json").read_text(encoding="utf-8"))
+    assert run["settings"]["model"] in cells[0].source.lower()
 
 
 def test_is_small_enough_to_be_shown(path):

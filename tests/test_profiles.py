@@ -5,7 +5,7 @@ import os
 import random
 
 from rlhf import outputs, profiles
-from rlhf.profiles import PROFILES, load_profile
+from rlhf.profiles import PROFILES, load_profile, recipe_profile, variable_of
 
 import numpy as np
 import pytest
@@ -205,3 +205,27 @@ def test_profile_that_is_based_on_another_takes_what_it_does_not_say(monkeypatch
     assert smoke.lab.context == lab.lab.context and smoke.lab.layers != lab.lab.layers
     assert smoke.lab.pretraining == lab.lab.pretraining
     assert load_profile("larger").sft.lora.targets == "all-linear" and load_profile("larger").sft.lora.r == 16
+
+
+def test_recipe_has_a_profile_for_its_size_and_a_variable_for_its_data(monkeypatch, tmp_path):
+    assert "sentiment" not in PROFILES
+    assert recipe_profile("sentiment") == "sentiment"
+    monkeypatch.setenv("RLHF_PROFILE", "smoke")
+    assert recipe_profile("sentiment") == "sentiment_smoke"
+    for name in ("sentiment", "sentiment_smoke"):
+        monkeypatch.setenv("RLHF_SST2", str(tmp_path))
+        profile = load_profile(name)
+        assert profile.dataset == str(tmp_path) and profile.recipe == variable_of(profile, "dataset") == "RLHF_SST2"
+        assert variable_of(profile, "model") == "RLHF_MODEL"
+    assert load_profile("sentiment").model == "openai-community/gpt2"
+
+
+def test_recipe_refuses_what_it_does_not_have(monkeypatch):
+    with pytest.raises(ValueError, match=r"no recipe 'lab'; choose one of sentiment"):
+        recipe_profile("lab")
+    monkeypatch.setenv("RLHF_DATASET", "some/pairs")
+    with pytest.raises(ValueError, match=r"RLHF_DATASET is set, but the data of this recipe is RLHF_SST2"):
+        load_profile("sentiment")
+    monkeypatch.setenv("RLHF_PROFILE", "gpt2")
+    with pytest.raises(ValueError, match=r"RLHF_PROFILE='gpt2': a recipe has its own settings"):
+        recipe_profile("sentiment")

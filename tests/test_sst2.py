@@ -19,10 +19,11 @@ def write(folder, train: str = GOOD, dev: str = "it 's dull\t0\n", name: str = "
 def test_sentences_and_labels_are_read_as_people_write_them(tmp_path):
     splits = load(write(tmp_path, dev="it 's dull , and it wo n't end\t0\n"))
     assert list(splits["train"]) == [
-        {"sentence": "a stirring film", "label": 1},
-        {"sentence": "one long string of cliches", "label": 0},
+        {"sentence": "a stirring film", "tokenised": "a stirring film", "label": 1},
+        {"sentence": "one long string of cliches", "tokenised": "one long string of cliches", "label": 0},
     ]
-    assert list(splits["validation"]) == [{"sentence": "it's dull, and it won't end", "label": 0}]
+    expected = {"sentence": "it's dull, and it won't end", "tokenised": "it 's dull , and it wo n't end", "label": 0}
+    assert list(splits["validation"]) == [expected]
 
 
 @pytest.mark.parametrize(
