@@ -9,7 +9,8 @@ from rlhf.profiles import Profile
 
 import pandas as pd
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+# The mean score that ash80/RLHF_in_notebooks, as published, has of its sentences before and after PPO.
+PUBLISHED_SENTIMENT = (0.072, 0.657)
 # Column title, file, metric, digits.
 LAB_COLUMNS = ("gold score", "foreign pairs")  # the lab alone knows the truth, and its language
 COLUMNS = (
@@ -36,6 +37,8 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 def results(profile: Profile, base: Path | None = None) -> str:
     """Tables of a run below `base` (this run's outputs without it): all models, PPO's paired differences, the reward
     model, the seeds, and what was published. Raises FileNotFoundError where the run has not finished."""
+    if profile.recipe:
+        return "\n".join(_sentiment(profile, base))
     columns = [column for column in COLUMNS if profile.lab or column[0] not in LAB_COLUMNS]
     files = {name: outputs.read_csv(profile, name, base) for _, name, _, _ in columns}
     ours = [
@@ -139,12 +142,48 @@ def _seeds(profile: Profile, base: Path | None) -> list[str]:
     ]
 
 
+def _sentiment(profile: Profile, base: Path | None) -> list[str]:
+    """PPO on sentences beside the published run: scores, the judge, and what the gain cost."""
+    files = ("measures", "paired", "variety", "reward_model")
+    measures, paired, variety, accuracy = (outputs.read_csv(profile, f"{name}.csv", base) for name in files)
+    variety, run = variety.set_index("model"), outputs.read_json(profile, "run.json", base)
+    rows = [["`ash80/RLHF_in_notebooks`, as published: GPT-2", *(f"{score:.3f}" for score in PUBLISHED_SENTIMENT)]]
+    rows[0] += [""] * 5
+    change = paired[paired.metric == "reward"].set_index("model")
+    model = {"smollm2": "SmolLM2-135M"}.get(run["settings"]["model"], run["settings"]["model"])
+    for name in (name for name in change.index if name.startswith("PPO")):
+        gain, distinct, perplexity = change.loc[name], variety.distinct_2, variety.perplexity
+        rows.append(
+            [
+                f"{name}: {model}",
+                *(_cell(measures, policy, "reward", 3) for policy in ("SFT", name)),
+                f"{gain.difference:+.3f} [{gain.ci_low:+.3f}, {gain.ci_high:+.3f}]",
+                _cell(measures, name, "kl", 1),
+                " to ".join(_cell(measures, policy, "judge_positive", 2).split()[0] for policy in ("SFT", name)),
+                f"{distinct.SFT:.2f} to {distinct[name]:.2f}",
+                f"{perplexity.SFT:.0f} to {perplexity[name]:.0f}",
+            ]
+        )
+    titles = ["", "score, SFT", "score, PPO", "change", "KL", "judged positive", "distinct-2", "perplexity"]
+    judged = ", ".join(f"{row.model} {row.mean:.3f}" for row in accuracy.itertuples())
+    return [
+        f"{measures.n.iloc[0]} beginnings of validation sentences, mean [95 % bootstrap interval], change paired by "
+        f"beginning; score from -1 to 1, KL in nats per sentence, median perplexity under SFT.",
+        "",
+        *_table(titles, rows),
+        "",
+        f"Accuracy on the validation sentences: {judged}. {_cost(run)}",
+    ]
+
+
 def replaced(text: str, profile: Profile) -> str:
-    """README text with the part between the markers made anew. Raises ValueError where a marker is missing."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md needs the markers {BEGIN} and {END}, once each.")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{results(profile, outputs.REFERENCE)}\n{END}{rest.split(END)[1]}"
+    """README text with the profile's part, between its markers, made anew. Raises ValueError where one is missing."""
+    block = profile.name if profile.recipe else "results"
+    begin, end = (f"<!-- {block}: {side} -->" for side in ("begin", "end"))
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md needs the markers {begin} and {end}, once each.")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{results(profile, outputs.REFERENCE)}\n{end}{rest.split(end)[1]}"
 
 
 def write_readme(profile: Profile) -> None:

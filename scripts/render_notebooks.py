@@ -1,4 +1,7 @@
-"""Put the outputs of the executed lab notebooks into the tracked ones, and its CSVs and plots into results/.
+"""Put the outputs of executed notebooks into the tracked ones, and their CSVs and plots into results/.
+
+python scripts/render_notebooks.py                       # those of the numbered folders, run at the lab profile
+python scripts/render_notebooks.py --recipe sentiment    # that of a recipe, with the model and data that are set
 
 The part of README.md with the results is written anew from these. Exit status: 0 done, 1 nothing was rendered, 2 it
 could not start.
@@ -11,19 +14,23 @@ from pathlib import Path
 
 from rlhf import outputs, report, runtime
 from rlhf.notebooks import execution, rendering
-from rlhf.profiles import load_profile
+from rlhf.profiles import load_profile, recipe_profile
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_...")
+    parser.add_argument("--recipe", help="the name of a recipe, such as sentiment")
     options = parser.parse_args(arguments)
-    for variable in ("MODEL", "DATASET", "PUBLISHED", "MAX_STEPS", "SEED"):  # the profile as it stands
+    root, changed = options.root.resolve(), ("MAX_STEPS", "SEED")
+    for variable in changed if options.recipe else (*changed, "MODEL", "DATASET", "PUBLISHED"):  # as the profile has it
         os.environ.pop(f"RLHF_{variable}", None)
     try:
-        profile = load_profile("lab")
+        profile = load_profile(recipe_profile(options.recipe) if options.recipe else "lab")
+        recipe = root / "recipes" / f"{options.recipe}.ipynb"
         with outputs.run_lock():
-            problems = rendering.render_all(execution.find_notebooks(options.root.resolve()), profile)
+            notebooks = [recipe] if options.recipe else execution.find_notebooks(root)
+            problems = rendering.render_all(notebooks, profile)
             if problems:
                 print("error: nothing was rendered.", *problems, sep="\n  ", file=sys.stderr)
                 return 1

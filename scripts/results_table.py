@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(report.results(load_profile()))
             return 0
         text = (outputs.ROOT / "README.md").read_text(encoding="utf-8")
-        stale = report.replaced(text, load_profile("lab")) != text
+        stale = any(report.replaced(text, load_profile(name)) != text for name in ("lab", "sentiment"))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

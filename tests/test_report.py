@@ -20,13 +20,15 @@ def readme() -> str:
 
 def test_readme_shows_the_committed_results_whatever_a_run_wrote(monkeypatch, tmp_path, lab):
     monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))  # of another machine, or none at all
-    assert report.replaced(readme(), lab) == readme(), "run `make render`"
+    for profile in (lab, load_profile("sentiment")):
+        assert report.replaced(readme(), profile) == readme(), "run `make render`"
     assert stage_module("scripts/results_table.py")["main"](["--check"]) == 0
 
 
 def test_a_changed_number_in_the_readme_is_noticed(lab):
-    before, table = readme().split(report.BEGIN)
-    changed = before + report.BEGIN + table.replace(".", ",", 1)
+    begin = "<!-- results: begin -->"
+    before, table = readme().split(begin)
+    changed = before + begin + table.replace(".", ",", 1)
     assert report.replaced(changed, lab) == readme()
 
 

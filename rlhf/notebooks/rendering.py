@@ -1,4 +1,4 @@
-"""Put the outputs of the executed lab notebooks into the tracked ones, and its CSVs and plots into results/.
+"""Put the outputs of executed notebooks into the tracked ones, and their CSVs and plots into results/.
 
 Equal runs give equal files. The prose stays that of the tracked notebooks, apart from the line that tells the time.
 Nothing is written unless every notebook can be: all finished, for the code, modules and settings that there are now.
