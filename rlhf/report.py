@@ -151,17 +151,17 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
     rows[0] += [""] * 5
     change = paired[paired.metric == "reward"].set_index("model")
     model = {"smollm2": "SmolLM2-135M"}.get(run["settings"]["model"], run["settings"]["model"])
-    for name in (name for name in change.index if name.startswith("PPO")):
+    for name in (name for name in change.index if name.startswith("ppo_seed")):
         gain, distinct, perplexity = change.loc[name], variety.distinct_2, variety.perplexity
         rows.append(
             [
-                f"{name}: {model}",
-                *(_cell(measures, policy, "reward", 3) for policy in ("SFT", name)),
+                f"PPO, seed {name[-1]}: {model}",
+                *(_cell(measures, policy, "reward", 3) for policy in ("sft_full", name)),
                 f"{gain.difference:+.3f} [{gain.ci_low:+.3f}, {gain.ci_high:+.3f}]",
                 _cell(measures, name, "kl", 1),
-                " to ".join(_cell(measures, policy, "judge_positive", 2).split()[0] for policy in ("SFT", name)),
-                f"{distinct.SFT:.2f} to {distinct[name]:.2f}",
-                f"{perplexity.SFT:.0f} to {perplexity[name]:.0f}",
+                " to ".join(_cell(measures, policy, "judge_positive", 2).split()[0] for policy in ("sft_full", name)),
+                f"{distinct.sft_full:.2f} to {distinct[name]:.2f}",
+                f"{perplexity.sft_full:.0f} to {perplexity[name]:.0f}",
             ]
         )
     titles = ["", "score, SFT", "score, PPO", "change", "KL", "judged positive", "distinct-2", "perplexity"]

@@ -85,7 +85,7 @@ def example_frames() -> dict[str, tuple]:
         "accuracy_slices": (slice_frame(random), 0.842),
         "margins": (margin_frame(random),),
         "monitored": (
-            pd.concat([ppo_frame(random).assign(model=m) for m in ("PPO seed 0", "collapsed")]),
+            pd.concat([ppo_frame(random).assign(model=m) for m in ("ppo_seed_0", "ppo_collapsed")]),
             "PPO with two seeds, and what the monitor watches",
         ),
         "ppo_curves": (pd.concat([ppo_frame(random).assign(model=m) for m in ("ppo", "ppo_scratch")]),),

@@ -56,7 +56,7 @@ def test_every_recipe_says_here_what_it_writes():
 def test_recipe_writes_its_files(run):
     assert [name for name in WRITES["sentiment"] if not place(run, name).exists()] == []
     measures = pd.read_csv(place(run, "evaluation/measures.csv"))
-    assert set(measures.model) == {"base", "SFT", "PPO seed 0", "PPO seed 1", "PPO seed 2", "collapsed"}
+    assert set(measures.model) == {"base", "sft_full", *(f"ppo_seed_{seed}" for seed in range(3)), "ppo_collapsed"}
     assert measures["mean"].between(measures.ci_low, measures.ci_high).all() and (measures.n == 16).all()
 
 

@@ -23,6 +23,10 @@ VERMILION, ORANGE = "#D55E00", "#E69F00"
 # Colour, marker and label by name, the models' from the registry; the order here is the order in every figure.
 SERIES = {key: (model.colour, model.marker, model.label) for key, model in MODELS.items()} | {
     "ppo_half": (GREEN, "P", "PPO (half the pairs)"),
+    "ppo_seed_0": (VERMILION, "^", "PPO, seed 0"),
+    "ppo_seed_1": (BLUE, "D", "PPO, seed 1"),
+    "ppo_seed_2": (GREEN, "s", "PPO, seed 2"),
+    "ppo_collapsed": (BLACK, "X", "collapsed"),
     "lora": (GREEN, "P", "LoRA"),
     "qlora": (SKY, "s", "QLoRA"),
     "full": (BLUE, "D", "full"),
