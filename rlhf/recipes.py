@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf import generation, models, outputs
+from rlhf import generation, models, outputs, runtime
 from rlhf.generation import Answer
 from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
@@ -35,12 +36,12 @@ class Table:
 
 @dataclasses.dataclass
 class _Note:
-    """What a part was made from."""
+    """What a part was made from, and what that took."""
 
-    made_from: dict
+    content: dict
 
     def save_pretrained(self, folder) -> None:
-        outputs.write_text(Path(folder) / NOTE, json.dumps(self.made_from, indent=1) + "\n")
+        outputs.write_text(Path(folder) / NOTE, json.dumps(self.content, indent=1) + "\n")
 
 
 def part(profile: Profile, name: str, make: Callable[[], Sequence], after: Sequence[str] = (), **settings) -> Path:
@@ -50,19 +51,31 @@ def part(profile: Profile, name: str, make: Callable[[], Sequence], after: Seque
     of these was made with other settings, so is this. A part does not know the code that made it: FORCE=1 starts over.
     """
     path = outputs.checkpoint_path(profile, name)
-    before = {other: _note(outputs.require_checkpoint(profile, other)) for other in after}
+    before = {other: _note(outputs.require_checkpoint(profile, other)).get("made_from") for other in after}
     inputs = {"model": outputs.show_name(profile.model), "data": outputs.show_name(profile.dataset)}
     made_from = inputs | {"seed": profile.seed, "max_steps": profile.max_steps, "settings": settings, "after": before}
     made_from = json.loads(json.dumps(made_from, default=str))
-    if path.is_dir() and _note(path) == made_from:
+    if path.is_dir() and _note(path).get("made_from") == made_from:
         print(f"{name}: taken up from {outputs.show(path)}")
         return path
-    return outputs.save_checkpoint(profile, name, *make(), _Note(made_from))
+    started, made = runtime.clock(), make()
+    cost = {"seconds": round(runtime.clock() - started, 1), "peak_memory_mb": runtime.peak_memory_mb(os.getpid())}
+    return outputs.save_checkpoint(profile, name, *made, _Note({"made_from": made_from} | cost))
 
 
 def _note(path: Path) -> dict:
     file = path / NOTE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def costs(profile: Profile) -> pd.DataFrame:
+    """What the parts of a recipe took, in the order in which they were made: part, seconds, peak_memory_mb.
+
+    The peak is that of the process until the part was done, so of the parts before it too where one process made them.
+    """
+    notes = sorted(outputs.checkpoints_dir(profile).glob(f"*/{NOTE}"), key=lambda note: note.stat().st_mtime_ns)
+    rows = [(note.parent.name, *(_note(note.parent)[key] for key in ("seconds", "peak_memory_mb"))) for note in notes]
+    return pd.DataFrame(rows, columns=["part", "seconds", "peak_memory_mb"])
 
 
 def prepare(profile: Profile):

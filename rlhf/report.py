@@ -144,8 +144,8 @@ def _seeds(profile: Profile, base: Path | None) -> list[str]:
 
 def _sentiment(profile: Profile, base: Path | None) -> list[str]:
     """PPO on sentences beside the published run: scores, the judge, and what the gain cost."""
-    files = ("measures", "paired", "variety", "reward_model")
-    measures, paired, variety, accuracy = (outputs.read_csv(profile, f"{name}.csv", base) for name in files)
+    files = ("measures", "paired", "variety", "reward_model", "costs")
+    measures, paired, variety, accuracy, costs = (outputs.read_csv(profile, f"{name}.csv", base) for name in files)
     variety, run = variety.set_index("model"), outputs.read_json(profile, "run.json", base)
     rows = [["`ash80/RLHF_in_notebooks`, as published: GPT-2", *(f"{score:.3f}" for score in PUBLISHED_SENTIMENT)]]
     rows[0] += [""] * 5
@@ -172,7 +172,8 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
         "",
         *_table(titles, rows),
         "",
-        f"Accuracy on the validation sentences: {judged}. {_cost(run)}",
+        f"Accuracy on the validation sentences: {judged}. All parts took {costs.seconds.sum() / 60:.0f} minutes on "
+        f" {run['hardware']}, and at most {costs.peak_memory_mb.max():,.0f} MB of memory.",
     ]
 
 

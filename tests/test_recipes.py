@@ -61,7 +61,18 @@ def test_part_that_failed_leaves_the_old_one(profile):
 def test_part_says_what_it_was_made_from(profile):
     made(profile, "one", [], rate=0.1)
     note = json.loads((outputs.checkpoint_path(profile, "one") / "part.json").read_text())
-    assert note["settings"] == {"rate": 0.1} and note["seed"] == profile.seed and note["model"] == profile.model
+    made_from = note["made_from"]
+    assert made_from["settings"] == {"rate": 0.1} and made_from["seed"] == profile.seed
+    assert made_from["model"] == profile.model
+
+
+def test_costs_are_those_of_the_parts_in_the_order_in_which_they_were_made(profile):
+    calls = []
+    for name in ("two", "one"):
+        made(profile, name, calls, rate=1)
+    made(profile, "two", calls, rate=1)  # taken up: it keeps what it took
+    table = recipes.costs(profile)
+    assert list(table.part) == ["two", "one"] and (table.seconds >= 0).all() and len(calls) == 2
 
 
 def test_beginnings_are_the_first_tokens_and_shorter_sentences_are_left_out(tokenizer):

@@ -23,6 +23,8 @@ WRITES = {
         "evaluation/freezing.csv",
         "evaluation/shown.csv",
         "evaluation/collapsed.csv",
+        "evaluation/costs.csv",
+        "evaluation/sentences.csv",
         "evaluation/run.json",
         "plots/sft_loss.png",
         "plots/reward_calibration.png",
