@@ -173,7 +173,7 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
         *_table(titles, rows),
         "",
         f"Accuracy on the validation sentences: {judged}. All parts took {costs.seconds.sum() / 60:.0f} minutes on "
-        f" {run['hardware']}, and at most {costs.peak_memory_mb.max():,.0f} MB of memory.",
+        f"{run['hardware']}, and at most {costs.peak_memory_mb.max():,.0f} MB of memory.",
     ]
 
 
