@@ -164,6 +164,8 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
                 f"{perplexity.sft_full:.0f} to {perplexity[name]:.0f}",
             ]
         )
+    known = costs.peak_memory_mb.notna().all()  # not on every system
+    memory = f", and at most {costs.peak_memory_mb.max():,.0f} MB of memory" if known else ""
     titles = ["", "score, SFT", "score, PPO", "change", "KL", "judged positive", "distinct-2", "perplexity"]
     judged = ", ".join(f"{row.model} {row.mean:.3f}" for row in accuracy.itertuples())
     return [
@@ -173,7 +175,7 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
         *_table(titles, rows),
         "",
         f"Accuracy on the validation sentences: {judged}. All parts took {costs.seconds.sum() / 60:.0f} minutes on "
-        f"{run['hardware']}, and at most {costs.peak_memory_mb.max():,.0f} MB of memory.",
+        f"{run['hardware']}{memory}.",
     ]
 
 
