@@ -20,7 +20,6 @@ WRITES = {
         "evaluation/measures.csv",
         "evaluation/variety.csv",
         "evaluation/paired.csv",
-        "evaluation/freezing.csv",
         "evaluation/shown.csv",
         "evaluation/collapsed.csv",
         "evaluation/costs.csv",
