@@ -167,7 +167,12 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
     known = costs.peak_memory_mb.notna().all()  # not on every system
     memory = f", and at most {costs.peak_memory_mb.max():,.0f} MB of memory" if known else ""
     titles = ["", "score, SFT", "score, PPO", "change", "KL", "judged positive", "distinct-2", "perplexity"]
-    judged = ", ".join(f"{row.model} {row.mean:.3f}" for row in accuracy.itertuples())
+    forms = {
+        "tutorial": "reward model with a head written out",
+        "adapter": "by an adapter, PPO's",
+        "words": "words alone",
+    }
+    judged = ", ".join(f"{forms[row.model]} {row.mean:.3f}" for row in accuracy.itertuples())
     return [
         f"{measures.n.iloc[0]} beginnings of validation sentences, mean [95 % bootstrap interval], change paired by "
         f"beginning; score from -1 to 1, KL in nats per sentence, median perplexity under SFT.",
