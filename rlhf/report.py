@@ -169,7 +169,7 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
     titles = ["", "score, SFT", "score, PPO", "change", "KL", "judged positive", "distinct-2", "perplexity"]
     forms = {
         "tutorial": "reward model with a head written out",
-        "adapter": "by an adapter, PPO's",
+        "adapter": "by an adapter (PPO's)",
         "words": "words alone",
     }
     judged = ", ".join(f"{forms[row.model]} {row.mean:.3f}" for row in accuracy.itertuples())
