@@ -103,11 +103,6 @@ class PPOTrainer(Actors):
         return pd.DataFrame(self.rows)
 
     @property
-    def mean_seconds(self) -> float:
-        """Seconds that an update has taken on average; NaN before the first."""
-        return sum(self.seconds.values()) / self.update if self.update else math.nan
-
-    @property
     def lr_scale(self) -> float:
         """The share of the learning rates that this update takes."""
         return lr_scale(self.update, self.settings.warmup_updates)
