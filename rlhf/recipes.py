@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf import generation, models, outputs, runtime
+from rlhf import generation, metrics, models, outputs, runtime
 from rlhf.generation import Answer
 from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
@@ -166,9 +166,7 @@ def continued(profile: Profile, model, reference, tokenizer, starts: Sequence[Se
 
 def repetition(text: str, n: int = 2) -> float:
     """The share of a text's runs of n words that stood in it before."""
-    words = text.lower().split()
-    grams = list(zip(*[words[i:] for i in range(n)], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return 1 - metrics.distinct_n([text], n) if len(text.split()) >= n else 0.0
 
 
 def label_scores(model, tokenizer, sentences: Sequence[str]) -> np.ndarray:

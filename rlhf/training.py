@@ -82,31 +82,35 @@ def run_arguments(profile: Profile, run: str) -> dict:
     }
 
 
-def steps_of(profile: Profile, settings, examples: float) -> int:
-    """The optimiser steps over so many examples, with the batches of profile.sft or profile.reward."""
-    steps = max(1, round(examples / settings.batch_size / settings.gradient_accumulation))
-    return min(steps, profile.max_steps or steps)
+def step_arguments(profile: Profile, run: str, settings, examples: float) -> dict:
+    """Arguments of any trainer: those of run_arguments, steps, batches, warm-up, precision.
 
-
-def fit_arguments(profile: Profile, run: str, settings, *, examples: float, evaluations: int) -> dict:
-    """Arguments that SFTTrainer and RewardTrainer share: steps, batches, warm-up, evaluation, precision.
-
-    settings: profile.sft or profile.reward. `examples` counts an example once for each time that it is seen;
-    `evaluations` of the validation loss may be 0.
+    settings: profile.sft or profile.reward. `examples` counts an example once for each time that it is seen.
     """
-    steps = steps_of(profile, settings, examples)
+    steps = max(1, round(examples / settings.batch_size / settings.gradient_accumulation))
+    steps = min(steps, profile.max_steps or steps)
     return run_arguments(profile, run) | {
         "max_steps": steps,
         "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "warmup_steps": min(settings.warmup_steps, steps // 5),
+        "logging_steps": max(1, steps // 40),
+        "bf16": runtime.bf16_is_native(),
+    }
+
+
+def fit_arguments(profile: Profile, run: str, settings, *, examples: float, evaluations: int) -> dict:
+    """Arguments that SFTTrainer and RewardTrainer share: step_arguments, and `evaluations` of the validation loss.
+
+    There may be 0 of these.
+    """
+    arguments = step_arguments(profile, run, settings, examples)
+    return arguments | {
+        "per_device_eval_batch_size": settings.batch_size,
         "max_length": None,  # longer texts were left out by name, so nothing is cut here
         "eval_strategy": "steps" if evaluations else "no",
-        "eval_steps": -(-steps // max(1, evaluations)),
-        "logging_steps": max(1, steps // 40),
+        "eval_steps": -(-arguments["max_steps"] // max(1, evaluations)),
         "activation_checkpointing": False,
-        "bf16": runtime.bf16_is_native(),
     }
 
 

@@ -4,7 +4,7 @@ from rlhf import runtime
 from rlhf.adapters import HEAD
 from rlhf.profiles import Profile
 from rlhf.tokens import encode
-from rlhf.training import StageTrainer, lora_config, run_arguments, steps_of
+from rlhf.training import StageTrainer, lora_config, step_arguments
 
 import torch
 from datasets import Dataset
@@ -40,17 +40,9 @@ def make_trainer(profile: Profile, run: str, model, tokenizer, train: Dataset, l
     model: anything that gives one logit for each text from input_ids and attention_mask, as the classifiers of
     transformers do, with or without an adapter. Steps, batches and warm-up are those of profile.reward.
     """
-    settings = profile.reward
-    steps = steps_of(profile, settings, len(train))
     config = TrainingArguments(
-        **run_arguments(profile, run),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        **step_arguments(profile, run, profile.reward, len(train)),
         learning_rate=learning_rate,
-        warmup_steps=min(settings.warmup_steps, steps // 5),
-        logging_steps=max(1, steps // 40),
-        bf16=runtime.bf16_is_native(),
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
     )
