@@ -131,11 +131,9 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         }
-    else:  # a path relative to the caller's folder is absolute in the profile
-        environment |= {variable_of(profile, field): getattr(profile, field) or "" for field in INPUTS}
-    if profile.recipe:
-        environment[profile.recipe] = profile.dataset
-    return environment
+    # What may be replaced: a path relative to the caller's folder is absolute in the profile.
+    variables = {variable_of(profile, field): getattr(profile, field) or "" for field in INPUTS}
+    return environment | {name: value for name, value in variables.items() if not profile.lab or name == profile.recipe}
 
 
 class Progress:
