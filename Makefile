@@ -58,7 +58,7 @@ pretrain: $(INSTALLED)  ## pretrain the lab's base model anew: one to two hours 
 	@$(VENV)/bin/python scripts/pretrain.py
 
 test: lint  ## check the style and run every test
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: $(INSTALLED)  ## check the style alone
 	@$(VENV)/bin/ruff check .

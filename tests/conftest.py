@@ -27,6 +27,19 @@ SETTINGS = tuple(
 )
 
 
+# What takes longest comes first, so that no core is left with it at the end.
+LONGEST = ("smoke", "test_architectures.py", "test_smoke_recipes.py", "test_gpt2_shape.py")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Give every process of pytest-xdist whole files, and the tests that read the one smoke run to a single process."""
+    groups = [("smoke" if "smoke" in item.fixturenames else item.path.name, item) for item in items]
+    for group, item in groups:
+        item.add_marker(pytest.mark.xdist_group(group))
+    groups.sort(key=lambda pair: LONGEST.index(pair[0]) if pair[0] in LONGEST else len(LONGEST))
+    items[:] = [item for _, item in groups]
+
+
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch):
     """A run's settings in the environment must not change what the tests see."""

@@ -71,7 +71,7 @@ def paired(frame: pd.DataFrame) -> Figure:
             if pair in here.index:
                 row = here.loc[[pair]]
                 style.points(axes, [place], row, "difference", across=True, **series[pair[0]])
-                text = f"{row.difference.iloc[0]:+.3g}".replace("-", "−")
+                text = f"{row.difference.iloc[0]:+.3f}".replace("-", "−")
                 at = {"xy": (row.difference.iloc[0], place), "xytext": (0, 7), "textcoords": "offset points"}
                 axes.annotate(text, **at, ha="center", bbox=ground)
         style.name_rows(axes, [f"{series[m]['label']} − {series[a]['label']}" for m, a in pairs])
