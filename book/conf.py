@@ -5,7 +5,7 @@ from docutils import nodes
 project, author, copyright = "RLHF on GPT-2", "the contributors", "the contributors"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]  # formulas without a network
 root_doc = "book/index"
-include_patterns = ["book/*.md", "0?_*/*.ipynb", "recipes/*.ipynb"]
+include_patterns = ["book/*.md", "docs/*.md", "0?_*/*.ipynb", "recipes/*.ipynb"]
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]

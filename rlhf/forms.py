@@ -44,8 +44,8 @@ def find_form(rows: Sequence[Row], name: str) -> tuple[str, Callable[[dict], Tri
         return "instruction, input and output, for fine-tuning alone", _alpaca
     missing = next(column for column in ("prompt", "chosen", "rejected") if column not in columns)
     raise ValueError(
-        f"column {missing!r} is not in data set {name!r} (found: {sorted(columns)}); rename one of those, or see the "
-        f"README for the forms that are read."
+        f"column {missing!r} is not in data set {name!r} (found: {sorted(columns)}); rename one of those, or see "
+        f"docs/settings.md for the forms that are read."
     )
 
 

@@ -486,10 +486,10 @@ def run_plain(server, folder: Path, code: str) -> str:
     return done.stdout
 
 
-def test_snippets_of_the_readme_give_the_notebooks_answers_and_scores(server, published, finished, tmp_path):
-    readme = snippets((outputs.ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(readme) == 3
-    printed = run_plain(server, tmp_path, "\n".join(readme))
+def test_snippets_of_the_documentation_give_the_notebooks_answers_and_scores(server, published, finished, tmp_path):
+    shown = snippets((outputs.ROOT / "docs/checkpoints.md").read_text(encoding="utf-8"))
+    assert len(shown) == 3
+    printed = run_plain(server, tmp_path, "\n".join(shown))
     tokenizer = models.load_tokenizer(finished)
     question = "How do I descale a kettle?"
     options = {"max_new_tokens": 96, "batch_size": 1}
