@@ -43,7 +43,7 @@ def test_comments_and_functions_without_a_docstring_stay_as_they_are():
 
 def test_several_functions_stand_in_one_block_in_the_order_given():
     together = block(algorithm.response_mask, algorithm.masked_mean)
-    assert together == f"{block(algorithm.response_mask)}\n\n{block(algorithm.masked_mean)}"
+    assert together == f"{block(algorithm.response_mask)}\n\n\n{block(algorithm.masked_mean)}"
 
 
 def test_rendering_keeps_it_as_markdown_without_an_address():

@@ -12,7 +12,7 @@ def show(*functions) -> Markdown:
 
     Of a docstring only the first line stands: the prose of the notebook has the rest.
     """
-    return Markdown("```python\n" + "\n\n".join(map(_source, functions)) + "\n```")
+    return Markdown("```python\n" + "\n\n\n".join(map(_source, functions)) + "\n```")
 
 
 def _source(function) -> str:
