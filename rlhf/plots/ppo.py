@@ -102,7 +102,7 @@ def kl_estimators(frame: pd.DataFrame) -> Figure:
 def answer_tokens(frame: pd.DataFrame) -> Figure:
     """The tokens of one answer from its first to its last, each with its log ratio, its reward and its advantage."""
     title = "One answer: every token has a KL penalty, the last one the score too"
-    figure, panels = style.new_panels(title, 1.6 + 0.18 * len(frame), 1, 3, sharey=True)
+    figure, panels = style.new_panels(title, 1.6 + 0.165 * len(frame), 1, 3, sharey=True)
     places = np.arange(len(frame))
     score = (frame.reward - frame.kl_penalty).iloc[-1]
     panels[0].barh(places, frame.log_ratio, color=style.BLUE)
