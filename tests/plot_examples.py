@@ -89,6 +89,7 @@ def example_frames() -> dict[str, tuple]:
             "PPO with two seeds, and what the monitor watches",
         ),
         "ppo_curves": (pd.concat([ppo_frame(random).assign(model=m) for m in ("ppo", "ppo_scratch")]),),
+        "answer_tokens": (answer_frame(random),),
         "clipped_objective": (objective_frame(), 0.2),
         "kl_estimators": (pd.DataFrame({"k1": random.normal(2, 3, 300), "k3": random.gamma(2, 1, 300)}),),
         "gold_parts": (pd.concat([summary({"gold": [0, 2, 3, 4]}, COMPARED, 0.1), summary(parts, COMPARED, 0.06)]),),
@@ -101,6 +102,8 @@ def example_frames() -> dict[str, tuple]:
         "data_size": (data_size_frame(random), ("off_topic", "wrong_object")),
         "judges": (judge_frame(random),),
         "frontier": (frontier_frame(random),),
+        "ppo_data_flow": (),
+        "lora_block": (),
     }
 
 
@@ -221,6 +224,15 @@ def objective_frame() -> pd.DataFrame:
             clipped = min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
             rows.append((advantage, ratio, ratio * advantage, clipped))
     return pd.DataFrame(rows, columns=["advantage", "ratio", "unclipped", "clipped"])
+
+
+def answer_frame(random) -> pd.DataFrame:
+    tokens = ["First", ",", "·salt", "·the", "·$5", "·$6", "·steak", ".", "\\n", "<|endoftext|>"]
+    log_ratio = random.normal(0.05, 0.3, len(tokens))
+    reward = -0.1 * log_ratio + np.eye(len(tokens))[-1]
+    advantage = reward[::-1].cumsum()[::-1] - 0.4
+    columns = {"token": tokens, "log_ratio": log_ratio, "kl_penalty": -0.1 * log_ratio, "reward": reward}
+    return pd.DataFrame(columns | {"advantage": advantage})
 
 
 def paired_frame(random) -> pd.DataFrame:

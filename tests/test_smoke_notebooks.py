@@ -21,6 +21,7 @@ WRITES = {
     "01_supervised_finetuning/2_finetune_qlora": [
         "checkpoints/sft_qlora_final",
         "evaluation/finetune_cost.json",
+        "plots/lora_block.png",
         "plots/finetune_cost.png",
         "plots/sft_loss_qlora.png",
         "logs/sft_qlora",
@@ -62,6 +63,7 @@ WRITES = {
         "checkpoints/ppo_trl_final",
         "evaluation/ppo_curve.csv",
         "evaluation/reward_unit.json",
+        "plots/ppo_data_flow.png",
         "plots/ppo_curve.png",
         "logs/ppo_trl",
     ],
@@ -69,9 +71,11 @@ WRITES = {
         "checkpoints/ppo_scratch_final",
         "checkpoints/ppo_aligned_final",
         "evaluation/ppo_curve.csv",
+        "evaluation/ppo_answer.csv",
         "evaluation/ppo_choice.csv",
         "plots/ppo_clipped_objective.png",
         "plots/ppo_kl_estimators.png",
+        "plots/ppo_answer.png",
         "plots/ppo_curves.png",
         "logs/ppo_scratch",
     ],
@@ -133,6 +137,14 @@ def test_tables_of_the_evaluation_have_the_promised_columns(smoke, name):
     others = {"reference"} if name == "gold.csv" else set()  # what the models are compared with
     assert set(table["model"]) == set(registry.POLICIES) | others
     assert table["mean"].between(table["ci_low"], table["ci_high"]).all()
+
+
+def test_rewards_of_one_answer_are_its_kl_penalties_and_on_the_last_token_the_score_too(smoke):
+    answer = pd.read_csv(place(smoke, "evaluation/ppo_answer.csv"))
+    assert (answer.log_ratio * answer.kl_penalty <= 0).all() and answer.log_ratio.any()
+    score = answer.reward - answer.kl_penalty
+    assert not score[:-1].any() and score.iloc[-1]
+    assert answer.baseline.nunique() == 1  # the mean of the other answers
 
 
 def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
