@@ -79,7 +79,7 @@ def example_frames() -> dict[str, tuple]:
         "model_metrics": (rouge, rouge_names, "ROUGE on the test prompts, beam search", "mean F-measure"),
         "published_beside": (rouge, published),
         "error_kinds": (error_frame(random),),
-        "length_difference": (histogram(random.normal(3, 22, 600), np.arange(-80, 85, 5), "difference"),),
+        "length_difference": (histogram(random.normal(3, 22, 600).round(), np.arange(-80, 82), "difference"),),
         "reward_curve": (reward_curve_frame(random),),
         "calibration": (calibration(random.normal(2, 2.2, 600)),),
         "accuracy_slices": (slice_frame(random), 0.842),

@@ -11,19 +11,20 @@ from functools import cache, lru_cache
 
 from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases, sentences
 
-WEIGHTS = {
-    "object": 1.5,  # relevance: about the thing asked for ...
-    "activity": 1.5,  # ... and about what is to be done with it; both by half where only one point is made, 0 for none
-    "completeness": 1.5,  # share of the facts that a complete answer names; none where most objects named are others
-    "order": 1.0,  # at least two points, in the order of the plan: the opening first, a first step behind the points
-    "condition": 0.75,  # the condition in the question is answered; not where most objects named are others
-    "tip": 0.75,  # one tip that fits
-    "ended": 0.5,  # the last sentence is finished
-    "repetition": -0.75,  # each, at most four
-    "filler": -0.4,  # each sentence off the topic, each fact of the activity not asked for; at most four
-    "foreign": -0.75,  # each other object, fact of another activity, condition not asked for; at most three
-    "garbled": -0.75,  # each sentence that is not one of the world's, at most four
+RUBRIC = {  # each part's weight, and what earns it
+    "object": (1.5, "share of the objects named that is asked for (half with one point, 0 with none)"),
+    "activity": (1.5, "share of the facts on the activity asked for (half with one point, 0 with none)"),
+    "completeness": (1.5, "share of the points of a complete answer (0 where most objects are others)"),
+    "order": (1.0, "two points or more in their order, the opening before, a first step behind them"),
+    "condition": (0.75, "the condition in the question is answered (0 where most objects are others)"),
+    "tip": (0.75, "one tip that fits"),
+    "ended": (0.5, "the last sentence is finished"),
+    "repetition": (-0.75, "each fact or sentence that is said again, at most four"),
+    "filler": (-0.4, "each sentence off the topic, each fact of the activity not asked for; at most four"),
+    "foreign": (-0.75, "each other object, fact of another activity, other condition; at most three"),
+    "garbled": (-0.75, "each sentence that is not one of the world's, at most four"),
 }
+WEIGHTS = {part: weight for part, (weight, _) in RUBRIC.items()}
 _AT_MOST = {"repetition": 4, "filler": 4, "foreign": 3, "garbled": 4}
 _OBJECT = "@"
 # A phrase of world.toml. owner: the verb of its activity, or the family for what is done under a condition; field: one
