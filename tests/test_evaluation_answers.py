@@ -145,3 +145,13 @@ def test_models_with_rows_of_rouge_were_evaluated_before(profile):
     write(profile, "base")
     write(profile, "ppo")
     assert evaluation.evaluated_before(profile) == {"base", "ppo"}
+
+
+def test_share_of_longer_answers_as_counted_by_hand():
+    sample = {"sft": ["a b", "a", "a b", "a b c"], "ppo": ["a b c", "a", "a b c", "a b c d"]}  # two rounds, two prompts
+    beam = {"sft": ["a", "a b c"], "ppo": ["a b", "a b"]}
+    table = evaluation.length_rows({"sample": sample, "beam": beam}, against="sft").set_index("decoding")
+    assert table.longer.to_dict() == {"sample": 0.75, "beam": 0.5}  # an answer of equal length is not longer
+    assert table.words.to_dict() == {"sample": 2.75, "beam": 2} and table.words_against.tolist() == [2, 2]
+    assert set(table.model) == {"ppo"} and set(table.n) == {2}
+    assert table.ci_low["sample"] == 0.5 and table.ci_high["sample"] == 1  # prompt by prompt: 1 and a half

@@ -10,6 +10,7 @@ from rlhf.lab.fluency import foreign_pairs
 from rlhf.profiles import Profile
 
 import numpy as np
+import pandas as pd
 
 DECODINGS = ("beam", "sample")
 DRAWS = 2  # sampled answers to each prompt in the last evaluation: answers to one prompt differ more than prompts do
@@ -84,6 +85,24 @@ def evaluate_answers(
         for prompt, reference, answer in zip(prompts, references, answers["beam"], strict=True)
     ]
     outputs.write_json(profile, f"predictions_{name}.json", predictions)
+
+
+def length_rows(texts: dict[str, dict[str, list[str]]], against: str) -> pd.DataFrame:
+    """For each decoding and model, the share of answers with more words than that of `against` to the same prompt.
+
+    texts[decoding][model]: "sample" holds DRAWS rounds over the prompts. Columns: model, against, decoding, longer,
+    ci_low, ci_high, words, words_against, n.
+    """
+    rows = []
+    for decoding, of_model in texts.items():
+        words = {name: np.array([len(text.split()) for text in given]) for name, given in of_model.items()}
+        for name in (name for name in words if name != against):
+            longer = words[name] > words[against]
+            longer = per_prompt(longer) if decoding == "sample" else longer
+            means = words[name].mean(), words[against].mean()
+            rows.append((name, against, decoding, *metrics.bootstrap_interval(longer), *means, len(longer)))
+    columns = ["model", "against", "decoding", "longer", "ci_low", "ci_high", "words", "words_against", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def evaluated_before(profile: Profile) -> set[str]:
