@@ -68,12 +68,23 @@ def test_what_an_answer_lacks_is_named_if_the_question_asks_for_it():
     assert tables.annotated(LAB, PROMPT, "").startswith("<br>*Missing: object")
 
 
-def example():
-    answers = {"sft": COAT, "ppo": f"{COAT} {COAT}"}
-    shown = {
-        name: {"answer": text, "reward": 1.234, "gold": gold_score(PROMPT, text)} for name, text in answers.items()
+ANSWERS, REWARDS = {"sft": ["No.", COAT], "ppo": ["Yes.", f"{COAT} {COAT}"]}, {"sft": [0, 1.2341], "ppo": [0, -2]}
+
+
+def example(profile=LAB):
+    (entry,) = tables.examples(profile, {"random 1": 1}, ["Why?", PROMPT], ANSWERS, REWARDS)
+    return entry
+
+
+def test_an_example_holds_the_answers_to_the_chosen_prompt_with_their_scores():
+    sft = {"answer": COAT, "reward": 1.234, "gold": gold_score(PROMPT, COAT)}
+    assert example()["sft"] == sft and example()["ppo"]["reward"] == -2
+    assert example(REAL) == {
+        "chosen as": "random 1",
+        "prompt": PROMPT,
+        "sft": {"answer": COAT, "reward": 1.234},
+        "ppo": {"answer": f"{COAT} {COAT}", "reward": -2},
     }
-    return {"chosen as": "random 1", "prompt": PROMPT} | shown
 
 
 def test_answers_stand_side_by_side_with_reward_and_gold():
@@ -86,8 +97,8 @@ def test_answers_stand_side_by_side_with_reward_and_gold():
 
 
 def test_real_data_is_shown_with_the_reward_alone():
-    text = tables.beside(REAL, example(), {"sft": "SFT", "ppo": "PPO"})
-    assert cells(text) == [["", "reward (logit)", "answer"], ["SFT", "1.23", COAT], ["PPO", "1.23", f"{COAT} {COAT}"]]
+    text = tables.beside(REAL, example(REAL), {"sft": "SFT", "ppo": "PPO"})
+    assert cells(text) == [["", "reward (logit)", "answer"], ["SFT", "1.23", COAT], ["PPO", "-2.00", f"{COAT} {COAT}"]]
 
 
 def test_points_of_the_sentences_sum_to_the_gold_score():

@@ -5,7 +5,7 @@ The gold score of the lab world finds what is wrong. For real data there is none
 
 import re
 
-from rlhf.lab import WEIGHTS, gold_by_sentence, gold_parts
+from rlhf.lab import WEIGHTS, gold_by_sentence, gold_parts, gold_score
 from rlhf.lab.world import parse_question
 from rlhf.profiles import Profile
 
@@ -52,6 +52,24 @@ def annotated(profile: Profile, prompt: str, answer: str) -> str:
         shown.append(f"**{literal(sentence)}** [{', '.join(found)}]" if found and sentence else literal(sentence))
     without = missing(prompt, answer)
     return " ".join([*shown, f"<br>*Missing: {', '.join(without)}.*"] if without else shown).strip()
+
+
+def examples(
+    profile: Profile, chosen: dict[str, int], prompts: list[str], answers: dict[str, list[str]], rewards: dict
+) -> list[dict]:
+    """The entries of qualitative.json: all answers to each chosen prompt, each with its reward and, in the lab, gold.
+
+    chosen: label -> number of a prompt; answers, rewards: in the order of the prompts, with the same keys.
+    """
+    shown = []
+    for label, i in chosen.items():
+        entry = {"chosen as": label, "prompt": prompts[i]}
+        for name, texts in answers.items():
+            entry[name] = {"answer": texts[i], "reward": round(float(rewards[name][i]), 3)}
+            if profile.lab:
+                entry[name]["gold"] = gold_score(prompts[i], texts[i])
+        shown.append(entry)
+    return shown
 
 
 def beside(profile: Profile, example: dict, names: dict[str, str]) -> str:
