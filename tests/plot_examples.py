@@ -306,13 +306,15 @@ def frontier_frame(random) -> pd.DataFrame:
         for model, distance in kl.items()
         for metric, value in (("kl_from_sft", distance + 0.1), ("reward", distance / 4), ("gold", 3 - distance / 9))
     ]
+    rows += [(seed, "reference", "gold", 4 + seed) for seed in (0, 1)]
     return pd.DataFrame(rows, columns=["seed", "model", "metric", "mean"])
 
 
 def probe_frame(random) -> pd.DataFrame:
     reward = random.normal(0, 2, len(PROBES))
     names = [name for name, *_ in PROBES]
-    return pd.DataFrame({"probe": names, "reward": reward, "ci_low": reward - 0.2, "ci_high": reward + 0.2})
+    frame = pd.DataFrame({"probe": names, "reward": reward, "ci_low": reward - 0.2, "ci_high": reward + 0.2})
+    return frame.assign(beats_chosen=np.linspace(0.5, 0, len(names)))
 
 
 def proxy_frame(random) -> pd.DataFrame:

@@ -9,7 +9,18 @@ import re
 from collections import Counter, defaultdict, namedtuple
 from functools import cache, lru_cache
 
-from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases, sentences
+from rlhf.lab.world import (
+    FACTS,
+    POINTS,
+    Activity,
+    families,
+    fill,
+    normalise,
+    parse_question,
+    phrases,
+    sentences,
+    written_sentences,
+)
 
 RUBRIC = {  # each part's weight, and what earns it
     "object": (1.5, "share of the objects named that is asked for (half with one point, 0 with none)"),
@@ -176,3 +187,18 @@ def _in_order(kind: str, read: list[Sentence], own: list[Fact], points: list[int
 def gold_score(prompt: str, response: str) -> float:
     """How good the answer really is: at most 7.5 where the question has a condition, 6.75 elsewhere; -9.85 at worst."""
     return round(sum(gold_parts(prompt, response).values()), 6)
+
+
+def gold_by_sentence(prompt: str, response: str) -> list[tuple[str, dict[str, float]]]:
+    """Each sentence of the response as written, with what it adds to each part; the sums over them are `gold_parts`.
+
+    What a sentence adds is the part of the answer up to it, less the part of the answer before it: an order is earned
+    by the sentence that completes it, and a negative number is what the sentence costs. Only the last one has an end.
+    """
+    written, before, added = written_sentences(response) or [""], dict.fromkeys(WEIGHTS, 0.0), []
+    for count in range(1, len(written) + 1):
+        parts = gold_parts(prompt, "\n".join(written[:count]))
+        parts["ended"] *= count == len(written)
+        added.append((written[count - 1], {part: round(parts[part] - before[part], 9) for part in WEIGHTS}))
+        before = parts
+    return added
