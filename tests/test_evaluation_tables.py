@@ -5,6 +5,7 @@ from html import unescape
 
 from rlhf.evaluation import tables
 from rlhf.lab import gold_score
+from rlhf.lab.world import families, phrases
 from rlhf.profiles import load_profile
 
 import pytest
@@ -42,13 +43,20 @@ def test_line_breaks_of_an_answer_do_not_end_its_row():
         (COAT, "repetition"),
         ("It is what it is.", "filler"),
         ("Tip: pour away the fat.", "garbled"),
-        (OTHER, "foreign content, wrong object"),
+        (OTHER, "wrong object"),
         ("Also: opening the oven too often causes trouble.", None),
     ],
 )
 def test_a_sentence_is_marked_with_the_error_that_it_makes(sentence, error):
     shown = tables.annotated(LAB, PROMPT, f"{HEAT} {COAT} {sentence} Tip: warm the plates while the oven cools.")
     assert error is None or f"**{sentence}** [{error}]" in shown
+
+
+def test_advice_for_a_condition_that_was_not_asked_for_is_foreign_content():
+    family = families()[0]
+    advice = f"{phrases()['conditions']['on a small budget'][0]}, {family.conditions['on a small budget'][0]}."
+    assert f"**{advice}** [foreign content]" in tables.annotated(LAB, PROMPT, f"{HEAT} {COAT} {advice}")
+    assert f"**{advice}**" not in tables.annotated(LAB, ON_A_BUDGET, f"{HEAT} {COAT} {advice}")
 
 
 def test_an_answer_without_error_is_shown_as_it_is():

@@ -86,6 +86,7 @@ WRITES = {
         "evaluation/gold.csv",
         "evaluation/gold_gap.csv",
         "evaluation/gold_gain.csv",
+        "evaluation/length_vs_sft.csv",
         "evaluation/best_of_four.csv",
         "evaluation/kl.csv",
         "evaluation/paired.csv",

@@ -6,17 +6,13 @@ The gold score of the lab world finds what is wrong. For real data there is none
 import re
 
 from rlhf.lab import WEIGHTS, gold_by_sentence, gold_parts, gold_score
+from rlhf.lab.gold import objects_in
 from rlhf.lab.world import parse_question
 from rlhf.profiles import Profile
 
 FAULTS = {part for part, weight in WEIGHTS.items() if weight < 0}
 # What a reader calls it where a sentence makes a part of the gold score smaller.
-ERRORS = {part: part for part in WEIGHTS if part in FAULTS} | {
-    "foreign": "foreign content",
-    "object": "wrong object",
-    "activity": "wrong activity",
-    "order": "wrong order",
-}
+ERRORS = {part: part for part in WEIGHTS if part in FAULTS} | {"foreign": "foreign content", "order": "wrong order"}
 
 
 def table(header: list[str], rows: list[list[str]], numbers: tuple[int, ...] = ()) -> str:
@@ -31,9 +27,12 @@ def literal(text: str) -> str:
     return re.sub(r"\s*\n\s*", "<br>", coded)
 
 
-def errors(added: dict[str, float]) -> list[str]:
-    """What is wrong with a sentence that adds this to the parts of the gold score: the parts that it makes smaller."""
-    return [name for part, name in ERRORS.items() if added[part] < 0]
+def errors(prompt: str, sentence: str, added: dict[str, float]) -> list[str]:
+    """What is wrong with a sentence that adds this to the parts of the gold score: those that it makes smaller."""
+    found = [name for part, name in ERRORS.items() if added[part] < 0]
+    if any(name != parse_question(prompt).object for name in objects_in(sentence)):
+        found = ["wrong object", *(name for name in found if name != "foreign content")]
+    return found
 
 
 def missing(prompt: str, answer: str) -> list[str]:
@@ -48,7 +47,7 @@ def annotated(profile: Profile, prompt: str, answer: str) -> str:
         return literal(answer)
     shown = []
     for sentence, added in gold_by_sentence(prompt, answer):
-        found = errors(added)
+        found = errors(prompt, sentence, added)
         shown.append(f"**{literal(sentence)}** [{', '.join(found)}]" if found and sentence else literal(sentence))
     without = missing(prompt, answer)
     return " ".join([*shown, f"<br>*Missing: {', '.join(without)}.*"] if without else shown).strip()

@@ -79,6 +79,11 @@ def mask_objects(text: str) -> str:
     return _patterns()[0].sub(_OBJECT, normalise(text))
 
 
+def objects_in(text: str) -> list[str]:
+    """The objects of the world that a text names, in their order."""
+    return _patterns()[0].findall(normalise(text))
+
+
 def _core(text: str) -> str:
     return _patterns()[1].sub("", mask_objects(text))
 
@@ -123,7 +128,7 @@ def _read(sentence: str) -> Sentence:
         i += len(phrase)
     listed = re.sub(r"\bztools(?: ztools)* and ztools\b", "ztools", " ".join(form))
     runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    objects = _patterns()[0].findall(sentence)
+    objects = objects_in(sentence)
     whole = listed in _forms()
     return Sentence(core, objects, facts, whole, not whole and len(runs) != len(set(runs)))
 
