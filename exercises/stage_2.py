@@ -75,8 +75,8 @@ def words_alone(profile):
     """How far does a judge get that never reads the prompt? Fit a logistic regression, without intercept, on the counts
     of words and pairs of words in the chosen answer minus those in the rejected one.
 
-    It can see what has words of its own, such as an evasive answer. Whether an answer fits its prompt is in neither text
-    alone, so no training makes such a judge as good as the reward model.
+    It can see what has words of its own, such as an evasive answer. Whether an answer fits its prompt is in neither
+    text alone: pairs that differ in nothing else are left to chance.
     """
     train, test = (preferences(profile)[split] for split in ("train", "test"))
     counts = CountVectorizer(ngram_range=(1, 2), min_df=5).fit(train["chosen"])

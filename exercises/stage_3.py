@@ -31,10 +31,7 @@ def answered(profile, policy: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reweighted(rewards: np.ndarray, kl_coef: float) -> tuple[float, float]:
-    """Mean reward of the policy that is proportional to pi_ref exp(reward / kl_coef), and its KL from pi_ref.
-
-    rewards: (prompts, answers), of answers that were drawn from pi_ref.
-    """
+    """Mean reward, and KL from pi_ref, of pi_ref exp(reward / kl_coef), from pi_ref's answers: (prompts, answers)."""
     log_weights = rewards / kl_coef - logsumexp(rewards / kl_coef, axis=1, keepdims=True)
     weights = np.exp(log_weights)
     kl = (weights * (log_weights + np.log(rewards.shape[1]))).sum(axis=1)
