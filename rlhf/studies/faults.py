@@ -50,7 +50,7 @@ class Start:
         return kind(self.policy(), study.sft, reward or self.reward, self.tokenizer, study.training_prompts, settings)
 
 
-class _PadIsEosTrainer(PPOTrainer):
+class PadIsEosTrainer(PPOTrainer):
     """Takes every EOS for padding, as code does that builds its mask by `tokens != pad` when pad is EOS."""
 
     def generate(self, indices: Sequence[int], draws: str) -> Rollout:
@@ -66,7 +66,7 @@ def pad_is_eos(start: Start) -> PPOTrainer:
     def reward(prompts, responses, ended):
         return start.reward(prompts, responses, [False] * len(ended))
 
-    return start.trainer(reward, kind=_PadIsEosTrainer)
+    return start.trainer(reward, kind=PadIsEosTrainer)
 
 
 def template_mismatch(start: Start) -> PPOTrainer:
