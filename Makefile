@@ -9,11 +9,11 @@ INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run book recipe seeds study grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup run book recipe seeds study troubleshooting grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED)  ## create .venv and install the pinned requirements
 
@@ -30,6 +30,10 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/study.py
 	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
+
+troubleshooting: $(INSTALLED)  ## plant eight faults into PPO, one at a time, after make run, and draw them; it resumes
+	@$(VENV)/bin/python scripts/troubleshooting.py
+	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 5_troubleshooting
 
 grid: $(INSTALLED)  ## search the settings of PPO on validation prompts, after make run; it resumes
 	@$(VENV)/bin/python scripts/ppo_grid.py

@@ -235,8 +235,10 @@ def run_all_notebooks(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    """The outputs of one run of all notebooks at the smoke profile, and of the study of this one seed."""
+    """The outputs of one run of all notebooks at the smoke profile, and of the studies of this one seed."""
     folder = run_all_notebooks(tmp_path_factory.mktemp("smoke") / "outputs")
     run_script(folder, "study.py", "0")
     run_script(folder, "run_notebooks.py", "4_overoptimisation")
+    run_script(folder, "troubleshooting.py")
+    run_script(folder, "run_notebooks.py", "5_troubleshooting")
     return folder

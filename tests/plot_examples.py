@@ -7,6 +7,9 @@ from rlhf import plots
 from rlhf.evaluation.probes import PROBES
 from rlhf.lab.gold import WEIGHTS
 from rlhf.metrics import SUMMARY_COLUMNS, calibration
+from rlhf.ppo.monitor import LIMITS
+from rlhf.studies import troubleshooting
+from rlhf.studies.faults import FAULTS
 
 import numpy as np
 import pandas as pd
@@ -104,6 +107,8 @@ def example_frames() -> dict[str, tuple]:
         "frontier": (frontier_frame(random),),
         "ppo_data_flow": (),
         "lora_block": (),
+        "beside_healthy": (fault_frame(random), "rate_times_ten"),
+        "alarms": (alarm_frame(random),),
     }
 
 
@@ -308,6 +313,31 @@ def frontier_frame(random) -> pd.DataFrame:
     ]
     rows += [(seed, "reference", "gold", 4 + seed) for seed in (0, 1)]
     return pd.DataFrame(rows, columns=["seed", "model", "metric", "mean"])
+
+
+def fault_frame(random) -> pd.DataFrame:
+    """troubleshooting.csv of five healthy runs and one whose KL runs away."""
+    runs = [("healthy", seed) for seed in range(1, 6)] + [("rate_times_ten", 0)]
+    curves = [
+        ppo_frame(random).head(10).assign(fault=fault, seed=seed, update=range(1, 11), gold=random.normal(5, 0.1, 10))
+        for fault, seed in runs
+    ]
+    curves[-1]["kl"] = 4 * curves[-1].kl + 8
+    first = ["fault", "seed", "update"]
+    return pd.concat(curves).set_index(first).reset_index()
+
+
+def alarm_frame(random) -> pd.DataFrame:
+    """troubleshooting_alarms.csv: two measures of each watch stay silent, and one healthy run of five is warned of."""
+    measures = {"monitor": list(LIMITS), "band": list(troubleshooting.COMPARED)}
+    rows = []
+    for fault, seed in [("healthy", seed) for seed in range(1, 6)] + [(fault, 0) for fault in FAULTS]:
+        for watch, names in measures.items():
+            for name in names:
+                silent = name in ("repetition", "entropy") or (fault == "healthy" and (seed > 1 or name != "kl"))
+                rows.append((fault, seed, watch, name, None if silent else int(random.integers(3, 11)), None))
+    columns = ["fault", "seed", "watch", "measure", "first_update", "side"]
+    return pd.DataFrame(rows, columns=columns).astype({"first_update": "Int64"})
 
 
 def probe_frame(random) -> pd.DataFrame:

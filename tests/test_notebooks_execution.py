@@ -232,6 +232,16 @@ def test_invalid_settings_are_one_line_and_no_traceback(project, monkeypatch, ca
     assert "\n" not in error
 
 
+def test_notebook_of_a_study_runs_only_when_it_is_named_and_makes_no_other_unfinished(project, monkeypatch):
+    monkeypatch.setattr(execution, "STUDIES", {SECOND: "make study", THIRD: "make other"})
+    assert project.run() == 0 and project.log == [FIRST]
+    assert project.run(THIRD) == 0 and project.log == [THIRD]
+    assert project.run(SECOND) == 0 and project.log == [SECOND] and project.copy(THIRD).metadata.rlhf.finished
+    assert project.run() == 0 and project.log == []
+    assert project.run(FIRST) == 0
+    assert not any((project.outputs / f"notebooks/smoke/{name}.ipynb").exists() for name in (SECOND, THIRD))
+
+
 def test_no_notebooks_and_unknown_names_are_errors(project, capsys):
     assert project.run("2_sekond") == 2
     assert "2_sekond" in capsys.readouterr().err

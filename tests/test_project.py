@@ -91,6 +91,13 @@ def test_forced_study_repeats_the_study_and_no_run():
     ]
 
 
+def test_forced_troubleshooting_repeats_its_study_and_no_run():
+    command = ["make", "--dry-run", "troubleshooting", "FORCE=1"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps = [line.replace(".venv/bin/python ", "") for line in printed.splitlines() if "scripts/" in line]
+    assert steps == ["scripts/troubleshooting.py", "FORCE= scripts/run_notebooks.py 5_troubleshooting"]
+
+
 @pytest.mark.parametrize(("model", "installs"), [("smollm2", True), ("some/other", False)])
 def test_make_run_installs_the_packages_of_smollm2_only_when_it_is_asked_for(model, installs):
     command = ["make", "-n", "-C", str(ROOT), "run", f"RLHF_MODEL={model}", "VENV=/nowhere"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from rlhf import outputs, registry, studies
 from rlhf.notebooks.execution import find_notebooks
 from rlhf.notebooks.staleness import name_of
+from rlhf.studies.faults import FAULTS
 
 import pandas as pd
 import pytest
@@ -111,6 +112,11 @@ WRITES = {
         "plots/judge.png",
         "plots/frontier.png",
     ],
+    "03_ppo_alignment/5_troubleshooting": [
+        *(f"evaluation/{name}" for name in studies.TROUBLESHOOTING),
+        *(f"plots/troubleshooting_{name}.png" for name in FAULTS),
+        "plots/troubleshooting_alarms.png",
+    ],
 }
 pytestmark = pytest.mark.slow
 
@@ -150,7 +156,8 @@ def test_rewards_of_one_answer_are_its_kl_penalties_and_on_the_last_token_the_sc
 
 def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
     again = run_all_notebooks(tmp_path / "outputs")
-    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in studies.FILES)
+    of_studies = {*studies.FILES, *studies.TROUBLESHOOTING}  # which are not made a second time
+    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in of_studies)
     assert len(tables) > 15
     first, second = (
         {name: place(folder, f"evaluation/{name}").read_bytes() for name in tables} for folder in (smoke, again)

@@ -31,7 +31,12 @@ from nbformat import NotebookNode
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-EVALUATION, STUDY = "03_ppo_alignment/3_evaluation", "03_ppo_alignment/4_overoptimisation"
+EVALUATION = "03_ppo_alignment/3_evaluation"
+# Notebooks that draw a study, and the command that makes it: no run executes them unless they are named.
+STUDIES = {
+    "03_ppo_alignment/4_overoptimisation": "make study",
+    "03_ppo_alignment/5_troubleshooting": "make troubleshooting",
+}
 TIME_LINE = re.compile(r"^\*Time:.*$", re.MULTILINE)
 
 
@@ -73,13 +78,13 @@ def start_over(profile: Profile) -> None:
 
 
 def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Path]:
-    """The notebooks to execute: the named ones, or the first unfinished one and all after it but the study's."""
+    """The notebooks to execute: the named ones, or the first unfinished one and all after it but the studies'."""
     if names:
         unknown = [name for name in names if not any(name in name_of(path) for path in notebooks)]
         if unknown:
             raise ValueError(f"no notebook matches {unknown[0]!r}; there are {', '.join(map(name_of, notebooks))}.")
         return [path for path in notebooks if any(name in name_of(path) for name in names)]
-    notebooks = [path for path in notebooks if name_of(path) != STUDY]
+    notebooks = [path for path in notebooks if name_of(path) not in STUDIES]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
 
@@ -299,7 +304,8 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
     first = notebooks.index(chosen[0])
     if first:
         print(f"Starting with notebook {first + 1} of {len(notebooks)}.")
-    for stale in notebooks[first:]:  # what follows was made from what is made anew
+    alone = all(name_of(path) in STUDIES for path in chosen)
+    for stale in chosen if alone else notebooks[first:]:  # what follows was made from what is made anew
         copy_of(stale, profile).unlink(missing_ok=True)
     if not first:
         (outputs.evaluation_dir(profile) / "run.json").unlink(missing_ok=True)

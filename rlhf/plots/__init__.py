@@ -20,3 +20,4 @@ from rlhf.plots.ppo import answer_tokens, clipped_objective, kl_estimators, moni
 from rlhf.plots.reward import accuracy_slices, calibration, error_kinds, length_difference, margins, reward_curve
 from rlhf.plots.sft import cost_bars, learning_rates, loss_curves, stop_and_length, token_lengths
 from rlhf.plots.studies import best_of_n, data_size, frontier, judges, overoptimisation, relevance
+from rlhf.plots.troubleshooting import alarms, beside_healthy
