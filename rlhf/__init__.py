@@ -1,6 +1,6 @@
 """The package of the case study. Floors, each importing from lower ones alone:
 
-0  runtime, outputs, template, tokens, registry, download
+0  runtime, finite, outputs, template, tokens, registry, download
 1  profiles, files, forms, data, sst2, lab
 2  models, adapters, generation, metrics, training
 3  pretraining, sft, reward, ppo

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf import registry
+from rlhf import finite, registry
 
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,8 +206,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def save_checkpoint(profile, name: str, *parts) -> Path:
-    """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>."""
+    """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>.
+
+    Raises NotFiniteError, and leaves what was there, for a model with a weight that is not finite.
+    """
     path = checkpoint_path(profile, name)
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            finite.require(f"checkpoint {name}", dict(part.named_parameters()), advice="Nothing is saved.")
     with new_folder(path) as folder:
         for part in parts:
             part.save_pretrained(folder)

@@ -5,7 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from rlhf import outputs
+from rlhf import finite, outputs
 from rlhf.training import load_optimizer_tensors, optimizer_tensors
 
 import torch
@@ -44,9 +44,11 @@ def save(trainer) -> Path:
         "kl_coef": trainer.kl_coef,
         "rows": trainer.rows,
     }
+    policy = _trained(trainer.policy)
+    values = {name: tensor.contiguous() for name, tensor in trainer.value_module.state_dict().items()}
+    finite.require(f"checkpoint of update {trainer.update}", policy | values, kept=trainer.last_checkpoint or "none")
     with outputs.new_folder(path) as folder:
-        save_file(_trained(trainer.policy), folder / "policy.safetensors")
-        values = {name: tensor.contiguous() for name, tensor in trainer.value_module.state_dict().items()}
+        save_file(policy, folder / "policy.safetensors")
         save_file(values, folder / "value.safetensors")
         save_file(optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
         save_file({"generator": trainer.generator.get_state(), "order": trainer.order}, folder / "random.safetensors")
