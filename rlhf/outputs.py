@@ -22,9 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results"  # the committed results, which README and notebooks show; no run writes there
 
 
+def from_checkout(path: str) -> Path:
+    """What a path in a setting means, wherever the process runs: ~ is the home, a relative one is of the checkout."""
+    return ROOT / os.path.expanduser(path)
+
+
 def root() -> Path:
     """The outputs folder: RLHF_OUTPUTS, or outputs/ at the root of the repository."""
-    return Path(os.environ.get("RLHF_OUTPUTS") or ROOT / "outputs")
+    return from_checkout(os.environ.get("RLHF_OUTPUTS", "").strip() or "outputs")
 
 
 def evaluation_dir(profile, base: Path | None = None) -> Path:
@@ -200,7 +205,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield new
         if path.exists():
             os.replace(path, old)
-        os.replace(new, path)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
