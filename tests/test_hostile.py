@@ -12,7 +12,7 @@ from rlhf.profiles import load_profile
 
 import pytest
 from ppo_stage import make
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 
 class _RunsCode:
@@ -145,7 +145,6 @@ def test_checkpoint_of_ppo_that_is_cut_off_is_refused_and_changes_nothing(stage,
     trainer = make(stage, checkpoints=tmp_path)
     path = trainer.save()
     file = path / f"{part}.safetensors"
-    assert load_file(file)
     file.write_bytes(file.read_bytes()[:-8]) if how == "cut off" else file.unlink()
     before = [p.detach().clone().fill_(1) for p in trainer.parameters]
     for p in trainer.parameters:
