@@ -8,6 +8,13 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
+# The environment of another checkout, as after a move or a copy of this one, and one without pip are made anew.
+OF := $(shell cd / && $(abspath $(VENV))/bin/python -c "import os, pip, rlhf; print(os.path.dirname(rlhf.__path__[0]))" \
+  2>/dev/null)
+ifneq "$(OF)" "$(realpath .)"
+.PHONY: $(INSTALLED)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run book recipe seeds study troubleshooting grid render results publish demo jupyter pretrain test lint
 
@@ -70,7 +77,7 @@ lint: $(INSTALLED)  ## check the style alone
 
 $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.toml
 	@supported='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'; \
-	if ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
+	if [ "$(OF)" != "$(realpath .)" ] || ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
 	  found=; \
 	  for python in $${PYTHON:-python3.12 python3.11 python3}; do \
 	    if "$$python" -c "$$supported" 2>/dev/null; then found=$$python; break; fi; \
@@ -81,6 +88,7 @@ $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.t
 	    exit 1; \
 	  fi; \
 	  echo "Creating $(VENV) with $$("$$found" --version)."; \
+	  if [ -L $(VENV) ]; then rm $(VENV); fi; \
 	  "$$found" -m venv --clear $(VENV); \
 	fi
 	@echo "Installing the pinned requirements into $(VENV): takes about a minute, longer where torch comes with CUDA."

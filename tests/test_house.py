@@ -9,7 +9,7 @@ from rlhf.outputs import ROOT
 import pytest
 
 FLOORS = (
-    ("runtime", "outputs", "template", "tokens", "registry", "download"),
+    ("runtime", "finite", "outputs", "template", "tokens", "registry", "download"),
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "training"),
     ("pretraining", "sft", "reward", "ppo"),
