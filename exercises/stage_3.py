@@ -25,9 +25,8 @@ def answered(profile, policy: str) -> tuple[np.ndarray, np.ndarray]:
     prompts = [p for p in prompt_rows(profile, tokenizer, "validation")["prompt"][:PROMPTS] for _ in range(ANSWERS)]
     texts, _, ended = zip(*decode(profile, model, tokenizer, prompts, "sample"), strict=True)
     scores = scoring.score(models.load_reward_model(profile), tokenizer, prompts, texts, ended)
-    words = np.array([len(text.split()) for text in texts])
     rewards = scores / outputs.read_json(profile, "reward_unit.json")["logits"]
-    return rewards.reshape(-1, ANSWERS), words.reshape(-1, ANSWERS)
+    return rewards.reshape(-1, ANSWERS), np.reshape([len(text.split()) for text in texts], (-1, ANSWERS))
 
 
 def reweighted(rewards: np.ndarray, kl_coef: float) -> tuple[float, float]:
@@ -46,7 +45,8 @@ def other_coefficient(profile):
     seen; near it one answer has all the weight. So for the run's own coefficient this says no more than best of 32.
     """
     rewards, found = answered(profile, models.start_key(profile))[0], {}
-    print(f"SFT: reward {rewards.mean():+.2f}; TRL's PPO: {answered(profile, 'ppo')[0].mean():+.2f}")
+    kl = outputs.read_csv(profile, "ppo_curve.csv").query("model == 'ppo'").kl.iloc[-1]
+    print(f"SFT: reward {rewards.mean():+.2f}; PPO: {answered(profile, 'ppo')[0].mean():+.2f}, KL at its end {kl:.2f}")
     for kl_coef in (2.0, 1.0, 0.5, 0.25):
         found[kl_coef] = reweighted(rewards, kl_coef)
         print("KL coefficient {}: reward {:+.2f}, KL {:.2f}".format(kl_coef, *found[kl_coef]))
@@ -152,7 +152,7 @@ def borrowed_ending(profile):
     the reward model like that better than the chosen answer, and what does the gold score say?
 
     Gold counts the sentence as foreign or off the topic, so hardly ever is the answer worth more. How often the reward
-    model prefers it says how far PPO could go by endings that belong to another question.
+    model prefers it says what it would pay PPO for endings that belong to another question.
     """
     tokenizer, model = models.load_tokenizer(profile), models.load_reward_model(profile)
     rows = prompt_rows(profile, tokenizer, "test")
