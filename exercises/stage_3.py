@@ -4,11 +4,14 @@ import itertools
 from functools import cache
 
 from rlhf import metrics, models, outputs
+from rlhf.data import load_preferences
 from rlhf.evaluation.answers import decode, prompt_rows
+from rlhf.generation import right_padded
 from rlhf.lab import gold_table
 from rlhf.ppo import algorithm as ppo
 from rlhf.profiles import load_profile, set_up
 from rlhf.reward import scoring
+from rlhf.studies.faults import logits_at_last_column
 
 import numpy as np
 import torch
@@ -224,8 +227,41 @@ def law_of_over_optimisation(profile):
     return found
 
 
+def mask_by_pad(profile):
+    """Pad SFT's answers with EOS, and build the mask by `tokens != pad`. How many tokens does it lose against the mask
+    that ends with the first EOS?
+
+    One for each answer that ended: its EOS. No other token is lost, so neither a mean over tokens nor a shape shows it.
+    """
+    tokenizer, model = models.load_tokenizer(profile), models.load_policy(profile, models.start_key(profile))
+    answers = decode(profile, model, tokenizer, prompt_rows(profile, tokenizer, "validation")["prompt"][:8], "sample")
+    eos = tokenizer.eos_token_id
+    responses, _ = right_padded([list(answer.token_ids) for answer in answers], eos)
+    lost = (ppo.response_mask(responses, eos) - (responses != eos).long()).sum().item()
+    print(f"{lost} tokens lost, {sum(answer.ended for answer in answers)} answers ended")
+    return lost, sum(answer.ended for answer in answers)
+
+
+def score_in_a_batch(profile):
+    """Score the shortest chosen answer of the validation split alone, and in a batch with others, each time at its last
+    real token and in the last column of the batch. Which of the two changes with the batch?
+
+    The last column does: in the batch it is padding. At the last real token only rounding differs.
+    """
+    tokenizer, model = models.load_tokenizer(profile), models.load_reward_model(profile)
+    pairs = load_preferences(profile)["validation"].select(range(16))
+    rows = sorted(scoring.encode(tokenizer, pairs["prompt"], pairs["chosen"], [True] * 16), key=len)
+    pad, found = tokenizer.pad_token_id, {}
+    for place, read in (("last real token", scoring.score_tokens), ("last column", logits_at_last_column)):
+        alone, among = (read(model, batch, pad)[0] for batch in (rows[:1], rows))
+        found[place] = among - alone
+        print(f"{place}: alone {alone:+.3f}, in a batch {among:+.3f}")
+    return found
+
+
 SOLUTIONS = (other_coefficient, unit_of_the_reward, gae_by_definition, estimates_of_the_kl, baselines_by_enumeration)
 SOLUTIONS += (length_alone, borrowed_ending, kl_of_best_of_n, peak_of_noise, law_of_over_optimisation)
+SOLUTIONS += (mask_by_pad, score_in_a_batch)
 
 if __name__ == "__main__":
     set_up(run := load_profile())

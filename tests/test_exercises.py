@@ -6,8 +6,8 @@ import runpy
 from dataclasses import replace
 
 from rlhf import models, outputs
+from rlhf.generation import Answer
 from rlhf.outputs import REFERENCE, ROOT
-from rlhf.profiles import load_profile
 from rlhf.reward import scoring
 
 import numpy as np
@@ -16,22 +16,9 @@ import pytest
 import torch
 from conftest import stage_module, with_lab
 from safetensors.torch import load_file
-from tiny_run import make_run
 
 STAGES = {number: stage_module(f"exercises/stage_{number}.py") for number in (1, 2, 3)}
 NOTEBOOKS = sorted(ROOT.glob("0?_*/*.ipynb"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, base_checkpoint):
-    return make_run(tmp_path_factory.mktemp("exercises") / "outputs", base_checkpoint)
-
-
-@pytest.fixture
-def run(finished, monkeypatch):
-    """The smoke profile after a run; the tables are those of the lab's."""
-    monkeypatch.setenv("RLHF_OUTPUTS", str(finished))
-    return load_profile("smoke")
 
 
 @pytest.fixture
@@ -73,7 +60,7 @@ def test_every_notebook_has_a_few_exercises(path):
 
 
 @pytest.mark.parametrize("number", STAGES)
-def test_one_command_runs_all_solutions_of_a_stage(run, number, monkeypatch, capsys):
+def test_one_command_runs_all_solutions_of_a_stage(finished, number, monkeypatch, capsys):
     monkeypatch.setenv("RLHF_PROFILE", "smoke")
     runpy.run_path(str(ROOT / f"exercises/stage_{number}.py"), run_name="__main__")
     printed = capsys.readouterr().out
@@ -83,82 +70,82 @@ def test_one_command_runs_all_solutions_of_a_stage(run, number, monkeypatch, cap
 
 
 @pytest.mark.parametrize("name", ["rater_ceiling", "accuracy_without_noise", "law_of_over_optimisation"])
-def test_what_needs_the_gold_score_is_left_out_on_real_data(run, solution, name, capsys):
-    assert solution(name)(replace(run, lab=None)) is None
+def test_what_needs_the_gold_score_is_left_out_on_real_data(finished, solution, name, capsys):
+    assert solution(name)(replace(finished, lab=None)) is None
     assert "left out" in capsys.readouterr().out
 
 
-def test_labels_by_hand_are_those_of_the_package(run, solution):
-    mine, theirs = solution("labels_by_hand")(run)
+def test_labels_by_hand_are_those_of_the_package(finished, solution):
+    mine, theirs = solution("labels_by_hand")(finished)
     assert mine == theirs
     assert len(mine) == 30
 
 
-def test_a_space_ends_the_prompt_in_a_token_of_its_own(run, solution):
-    changed = solution("space_in_the_template")(run)
+def test_a_space_ends_the_prompt_in_a_token_of_its_own(finished, solution):
+    changed = solution("space_in_the_template")(finished)
     assert changed[""] == 0
     assert changed[" "] > 0.9
 
 
-def test_loss_by_hand_is_the_models_own(run, solution):
-    mine, theirs = solution("loss_by_hand")(run)
+def test_loss_by_hand_is_the_models_own(finished, solution):
+    mine, theirs = solution("loss_by_hand")(finished)
     assert torch.allclose(mine, theirs, atol=1e-5)
     assert len(mine) == 8
 
 
-def test_adapter_has_the_predicted_number_of_weights(run, solution):
-    found = solution("adapter_weights")(run)
+def test_adapter_has_the_predicted_number_of_weights(finished, solution):
+    found = solution("adapter_weights")(finished)
     assert all(predicted == counted for predicted, counted in found.values())
     assert found[32][0] == 2 * found[16][0]
 
 
-def test_small_matrix_has_the_singular_values_of_the_update(run, finished, solution):
-    tensors = load_file(finished / "checkpoints/smoke/sft_qlora_final/adapter_model.safetensors")
+def test_small_matrix_has_the_singular_values_of_the_update(finished, run, solution):
+    tensors = load_file(run / "checkpoints/smoke/sft_qlora_final/adapter_model.safetensors")
     whole = []
     for name in (name for name in tensors if "lora_A" in name):
         squares = torch.linalg.svdvals(tensors[name.replace("lora_A", "lora_B")] @ tensors[name])[:16] ** 2
         whole.append((squares.cumsum(0) / squares.sum()).numpy())
-    assert solution("rank_of_the_update")(run) == pytest.approx(np.mean(whole, axis=0), abs=1e-5)
+    assert solution("rank_of_the_update")(finished) == pytest.approx(np.mean(whole, axis=0), abs=1e-5)
 
 
-def test_collator_keeps_every_eos_or_none(run, solution):
-    assert solution("collator_that_masks_pad")(run) == [30, 0]
+def test_collator_keeps_every_eos_or_none(finished, solution):
+    assert solution("collator_that_masks_pad")(finished) == [30, 0]
 
 
-def test_eos_rate_follows_the_probability_at_each_temperature(run, solution, monkeypatch):
-    policy, eos = models.load_base(run), models.load_tokenizer(run).eos_token_id
+def test_eos_rate_follows_the_probability_at_each_temperature(finished, solution, monkeypatch):
+    policy, eos = models.load_base(finished), models.load_tokenizer(finished).eos_token_id
     others = policy.config.vocab_size - 1
     with torch.no_grad():  # EOS has a logit of log(others) at every token, all others 0
         policy.transformer.ln_f.weight.zero_()
         policy.transformer.ln_f.bias.zero_()[0] = 1
         policy.transformer.wte.weight.zero_()[eos, 0] = np.log(others)
     monkeypatch.setattr(models, "load_policy", lambda profile, key: policy.eval())
-    rates, length = solution("temperature_and_stopping")(run), run.decoding.max_new_tokens
+    rates, length = solution("temperature_and_stopping")(finished), finished.decoding.max_new_tokens
     for temperature, rate in rates.items():
         expected = 1 - (1 - 1 / (1 + others ** (1 - 1 / temperature))) ** length
         assert rate == pytest.approx(expected, abs=0.25)
     assert rates[0.5] == 1
 
 
-def test_stemming_only_raises_rouge(run, solution):
-    mine, stemmed = solution("rouge_by_hand")(run)
+def test_stemming_only_raises_rouge(finished, solution):
+    mine, stemmed = solution("rouge_by_hand")(finished)
     assert (mine <= stemmed + 1e-12).all()
     assert (mine > 0).all()
 
 
-def test_bootstrap_by_hand_agrees_with_the_package_and_the_normal_law(run, solution):
-    found = solution("bootstrap_by_hand")(run)
+def test_bootstrap_by_hand_agrees_with_the_package_and_the_normal_law(finished, solution):
+    found = solution("bootstrap_by_hand")(finished)
     for name in ("rlhf.metrics", "normal law"):
         assert found["by hand"] == pytest.approx(found[name], abs=2e-3)
 
 
-def test_rater_agrees_with_gold_as_often_as_predicted(run, solution):
-    predicted, error, measured, twice = solution("rater_ceiling")(with_lab(run, pairs=(140, 30, 600)))
+def test_rater_agrees_with_gold_as_often_as_predicted(finished, solution):
+    predicted, error, measured, twice = solution("rater_ceiling")(with_lab(finished, pairs=(140, 30, 600)))
     assert abs(predicted - measured) < 3 * error < 0.03
     assert 0.5 < twice < predicted
 
 
-def test_direction_for_each_type_wins_every_pair_whose_type_is_the_direction(run, solution):
+def test_direction_for_each_type_wins_every_pair_whose_type_is_the_direction(finished, solution):
     def longer_side(profile, rows):
         return [
             "1st" if len(c.split()) >= len(r.split()) else "2nd"
@@ -168,15 +155,15 @@ def test_direction_for_each_type_wins_every_pair_whose_type_is_the_direction(run
     sides = {"chosen": ["a b", "c", "d e", "f"], "rejected": ["a", "b c", "d", "f g"]}
     rows = {split: pd.DataFrame(sides) for split in ("train", "test")}
     by_length, by_type = solution("length_by_error_type", error_kinds=longer_side, preferences=lambda profile: rows)(
-        run
+        finished
     )
     assert (by_length, by_type) == (0.5, 1)
 
 
-def test_judge_of_words_wins_where_one_word_decides(run, solution):
+def test_judge_of_words_wins_where_one_word_decides(finished, solution):
     rows = {"chosen": [f"good answer {i}" for i in range(9)], "rejected": [f"bad answer {i}" for i in range(9)]}
     judge = solution("words_alone", preferences=lambda profile: {"train": rows, "test": rows})
-    assert judge(run) == 1
+    assert judge(finished) == 1
 
 
 def overconfident(profile, split):
@@ -187,20 +174,22 @@ def overconfident(profile, split):
     return flipped, np.zeros(4000)
 
 
-def test_temperature_of_overconfident_margins_is_found(run, solution):
-    assert STAGES[2]["fitted_temperature"](np.subtract(*overconfident(run, "validation"))) == pytest.approx(3, abs=0.2)
-    before, after = solution("calibrate", scored=overconfident)(run)
+def test_temperature_of_overconfident_margins_is_found(finished, solution):
+    assert STAGES[2]["fitted_temperature"](np.subtract(*overconfident(finished, "validation"))) == pytest.approx(
+        3, abs=0.2
+    )
+    before, after = solution("calibrate", scored=overconfident)(finished)
     assert before[0] == after[0]
     assert before[1] > 0.1 > 0.03 > after[1]
 
 
-def test_independent_mistakes_give_the_agreement_with_gold(run, solution, rng):
+def test_independent_mistakes_give_the_agreement_with_gold(finished, solution, rng):
     gold_right, rater_right = rng.random((2, 100_000)) < [[0.9], [0.85]]
     computed, measured = solution(
         "accuracy_without_noise",
         scored=lambda profile, split: ((gold_right == rater_right).astype(float), np.full(100_000, 0.5)),
         gold_agreement=lambda profile, rows: rater_right.astype(float),
-    )(run)
+    )(finished)
     assert computed == pytest.approx(0.9, abs=0.01)
     assert measured == pytest.approx(gold_right.mean())
 
@@ -212,25 +201,25 @@ def test_normal_rewards_have_the_known_optimum(kl_coef, rng):
     assert kl == pytest.approx(1 / (2 * kl_coef**2), abs=0.02)
 
 
-def test_lower_coefficient_has_more_reward_and_more_kl(run, solution):
-    found = [*solution("other_coefficient")(run).values()]
+def test_lower_coefficient_has_more_reward_and_more_kl(finished, solution):
+    found = [*solution("other_coefficient")(finished).values()]
     assert found == sorted(found)
     assert found[-1][1] < np.log(32)
 
 
-def test_twice_the_unit_needs_twice_the_coefficient(run, solution):
-    first, twice, half_penalty = solution("unit_of_the_reward")(run)
+def test_twice_the_unit_needs_twice_the_coefficient(finished, solution):
+    first, twice, half_penalty = solution("unit_of_the_reward")(finished)
     assert torch.allclose(first, twice, atol=1e-6)
     assert not torch.allclose(first, half_penalty, atol=0.1)
 
 
-def test_gae_is_its_definition(run, solution):
-    mine, theirs = solution("gae_by_definition")(run)
+def test_gae_is_its_definition(finished, solution):
+    mine, theirs = solution("gae_by_definition")(finished)
     assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_exact_means_of_the_estimates_of_the_kl(run, solution):
-    found = solution("estimates_of_the_kl")(run)
+def test_exact_means_of_the_estimates_of_the_kl(finished, solution):
+    found = solution("estimates_of_the_kl")(finished)
     for estimates in found.values():
         assert estimates["k1"][0] == pytest.approx(estimates["KL"], abs=1e-5)
         assert estimates["k3"][0] == pytest.approx(estimates["KL"], abs=1e-5)
@@ -238,54 +227,65 @@ def test_exact_means_of_the_estimates_of_the_kl(run, solution):
     assert found["far"]["k2"][0] < 0.7 * found["far"]["KL"]
 
 
-def test_expected_gradient_with_each_baseline(run, solution):
-    true, found = solution("baselines_by_enumeration")(run)
+def test_expected_gradient_with_each_baseline(finished, solution):
+    true, found = solution("baselines_by_enumeration")(finished)
     for name, share in {"none": 1, "the other": 1, "mean of both": 0.5}.items():
         assert torch.allclose(found[name][0], share * true, atol=1e-6)
     assert found["the other"][1] < found["none"][1]
 
 
-def test_length_explains_a_gain_that_is_all_length(run, solution, rng):
+def test_length_explains_a_gain_that_is_all_length(finished, solution, rng):
     words = {"sft_full": rng.integers(20, 60, (16, 32)), "ppo": rng.integers(40, 80, (16, 32))}
     level = rng.standard_normal((16, 1))
     rewards = {name: 0.1 * number + level for name, number in words.items()}
-    slope, by_length, gain = solution("length_alone", answered=lambda _, name: (rewards[name], words[name]))(run)
+    slope, by_length, gain = solution("length_alone", answered=lambda _, name: (rewards[name], words[name]))(finished)
     assert slope == pytest.approx(0.1)
     assert by_length == pytest.approx(gain)
 
 
-def test_reward_for_length_always_likes_a_borrowed_ending(run, solution, monkeypatch):
+def test_reward_for_length_always_likes_a_borrowed_ending(finished, solution, monkeypatch):
     monkeypatch.setattr(scoring, "score", lambda model, tokenizer, prompts, texts, ended: [len(text) for text in texts])
-    assert solution("borrowed_ending")(run) == 1
+    assert solution("borrowed_ending")(finished) == 1
 
 
-def test_formula_of_best_of_n_is_the_kl_and_a_bound(run, solution):
-    for simulated, formula, of_eight in solution("kl_of_best_of_n")(run).values():
+def test_formula_of_best_of_n_is_the_kl_and_a_bound(finished, solution):
+    for simulated, formula, of_eight in solution("kl_of_best_of_n")(finished).values():
         assert simulated == pytest.approx(formula, abs=0.02)
         assert of_eight < formula
         assert of_eight < np.log(8)
 
 
-def test_peak_of_noise_is_too_high_by_the_expected_maximum(run, solution):
-    same, others = solution("peak_of_noise")(run)
+def test_peak_of_noise_is_too_high_by_the_expected_maximum(finished, solution):
+    same, others = solution("peak_of_noise")(finished)
     assert same == pytest.approx(-0.1267, abs=2e-3)  # the expected maximum of six standard normal numbers is 1.2672
     assert others == pytest.approx(0, abs=3e-3)
 
 
-def test_peak_of_the_fitted_law_lies_before_the_first_point_of_every_committed_curve(run, solution):
+def test_peak_of_the_fitted_law_lies_before_the_first_point_of_every_committed_curve(finished, solution):
     curves = pd.read_csv(REFERENCE / "evaluation/lab/overoptimisation.csv").query("method == 'ppo' and x > 0")
     first = curves.groupby(["setting", "seed"], sort=False).kl.min()
-    peaks = [peak for peak, *_ in solution("law_of_over_optimisation")(run)]
+    peaks = [peak for peak, *_ in solution("law_of_over_optimisation")(finished)]
     assert all(peak < kl for peak, kl in zip(peaks, first, strict=True))
 
 
-def test_law_is_found_again_and_its_peak_with_it(run, solution, monkeypatch):
+def test_law_is_found_again_and_its_peak_with_it(finished, solution, monkeypatch):
     curves = pd.read_csv(REFERENCE / "evaluation/lab/overoptimisation.csv").query("method == 'ppo'")
     distance = np.sqrt(curves.kl.where(curves.x > 0, 1))
     curves["gold"] = 5 + np.where(curves.x > 0, distance * (1.5 - 0.5 * np.log(distance)), 0)
     monkeypatch.setattr(outputs, "read_csv", lambda profile, name: curves)
-    found = solution("law_of_over_optimisation")(run)
+    found = solution("law_of_over_optimisation")(finished)
     assert len(found) == curves.groupby(["setting", "seed"]).ngroups
     for peak, _, error in found:
         assert peak == pytest.approx(np.exp(4))
         assert error == pytest.approx(0, abs=1e-9)
+
+
+def test_mask_by_pad_loses_the_end_of_every_answer_that_ended(finished, solution):
+    eos = models.load_tokenizer(finished).eos_token_id
+    answers = [Answer("", (7, eos), True), Answer("", (7, 8, 9, 7), False), Answer("", (7, 8, eos), True)]
+    assert solution("mask_by_pad", decode=lambda *_: answers)(finished) == (2, 2)
+
+
+def test_score_in_a_batch_is_the_score_alone_at_the_last_real_token_only(finished, solution):
+    found = solution("score_in_a_batch")(finished)
+    assert abs(found["last real token"]) < 1e-5 < 1e-3 < abs(found["last column"])
