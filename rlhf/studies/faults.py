@@ -4,7 +4,6 @@ The code that is at fault is here: the trainer, the reward model and the setting
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 from rlhf import models, outputs, tokens
@@ -20,7 +19,6 @@ from transformers import PreTrainedModel
 
 OTHER_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant: {response}"
 FASTER = 10  # times the run's learning rate
-SHARE = 0.5  # of the run's updates: what a fault leaves behind shows early
 
 
 class Start:
@@ -30,8 +28,7 @@ class Start:
     """
 
     def __init__(self, study: Study):
-        self.study, self.tokenizer = study, study.tokenizer
-        self.settings = dataclasses.replace(study.settings, updates=math.ceil(SHARE * study.settings.updates))
+        self.study, self.tokenizer, self.settings = study, study.tokenizer, study.settings
         self.batch_size = study.profile.decoding.batch_size
         self.reward_model = models.load_reward_model(study.profile)
         self.unit = outputs.read_json(study.profile, "reward_unit.json")["logits"]
