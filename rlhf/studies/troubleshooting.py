@@ -1,8 +1,9 @@
 """What classic faults leave behind: the curves of runs that have one planted, beside those of healthy runs.
 
 Inputs: the checkpoints sft_full_final and reward_model_final, reward_unit.json, and the settings of PPO in run.json.
-Every run starts from these. Healthy runs differ in the seed of PPO alone (prompts and sampling); those with a fault
-have the seed of the run. Writes, each with the columns fault ("healthy" or one of faults.FAULTS) and seed before these:
+Every run starts from these, and its batches have half the answers of the run's. Healthy runs differ in the seed of PPO
+alone (prompts and sampling); those with a fault have the seed of the run. Writes, each with the columns fault
+("healthy" or one of faults.FAULTS) and seed before these:
 troubleshooting.csv, a row for each update: the trainer's curve, and gold, the mean gold score of the batch (lab only).
 troubleshooting_end.csv: metric, mean, ci_low, ci_high, n. Metrics of the final policy's answers to the validation
 prompts: reward (of a sound reward model, in deviations), gold (lab only), kl (nats from SFT), stop_rate; and of the
