@@ -92,7 +92,7 @@ def test_rendering_twice_gives_the_same_bytes(place):
         (notebook(code=("a = 2", "print(a)")), {"key": "of this code"}, "its code, a module"),
         (notebook(new_output("error", ename="E", evalue="", traceback=[])), {}, "cell 3 shows an error"),
         (notebook(new_output("stream", text="saved to /" + "home/someone/model\n")), {}, "machine path"),
-        (notebook(new_output("stream", text="x" * 400_000)), {}, "more than 400 kB"),
+        (notebook(new_output("stream", text="x" * 500_000)), {}, "more than 500 kB"),
     ],
 )
 def test_nothing_is_written_when(place, capsys, executed, run, message):

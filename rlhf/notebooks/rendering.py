@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 STUDY_PLOTS = ("relevance", "data_size", "overoptimisation", "best_of_n", "judge", "frontier")
 KEPT_WITHOUT_STUDY = {"seeds.csv", "ppo_grid.csv", *studies.FILES, *(f"{name}.png" for name in STUDY_PLOTS)}
 TROUBLESHOOTING = "troubleshooting"  # how the names of all files begin that `make troubleshooting` makes
-MAX_BYTES = 400_000
+MAX_BYTES = 500_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+ ?\w* \[\d+:\d+")
