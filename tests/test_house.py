@@ -12,7 +12,7 @@ FLOORS = (
     ("runtime", "outputs", "template", "tokens", "registry", "download"),
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "training"),
-    ("pretraining", "sft", "reward", "ppo"),
+    ("pretraining", "sft", "reward", "ppo", "dpo"),
     ("evaluation", "studies", "plots", "recipes"),
     ("hub", "chat", "demo", "notebooks", "report"),
 )
