@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run book recipe seeds study grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup run book recipe seeds study beyond grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -30,6 +30,10 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/study.py
 	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
+
+beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every seed; it resumes
+	@FORCE= $(VENV)/bin/python scripts/seeds.py
+	@$(VENV)/bin/python scripts/beyond.py
 
 grid: $(INSTALLED)  ## search the settings of PPO on validation prompts, after make run; it resumes
 	@$(VENV)/bin/python scripts/ppo_grid.py
