@@ -119,4 +119,4 @@ def test_scripts_are_thin():
 
 def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith("tests/")]
-    assert sum(lines_of(ROOT / name) for name in code) <= 9_500
+    assert sum(lines_of(ROOT / name) for name in code) <= 10_132
