@@ -9,43 +9,33 @@ from rlhf.training import StageTrainer, step_arguments, train_in_float32
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 
-def _margin(chosen, rejected, ref_chosen, ref_rejected) -> torch.Tensor:
-    """How much more the policy has moved towards the chosen answer than towards the rejected one, in nats."""
-    return (chosen - ref_chosen) - (rejected - ref_rejected)
-
-
-def dpo_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, ref_chosen: torch.Tensor, ref_rejected: torch.Tensor, beta: float
-) -> torch.Tensor:
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta: float) -> torch.Tensor:
     """-log sigmoid(beta * margin), margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected): (pairs,).
 
     The first four: (pairs,), log-probabilities of whole answers in nats. The loss is that of a reward model whose
     reward is beta * (log pi - log pi_ref). Source: Rafailov et al. 2023, equation 7.
     """
-    return -torch.nn.functional.logsigmoid(beta * _margin(chosen, rejected, ref_chosen, ref_rejected))
+    margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+    return -torch.nn.functional.logsigmoid(beta * margin)
 
 
-def ipo_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, ref_chosen: torch.Tensor, ref_rejected: torch.Tensor, beta: float
-) -> torch.Tensor:
+def ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta: float) -> torch.Tensor:
     """(margin - 1 / (2 beta))^2, with the margin of dpo_loss: (pairs,). It has an aim, where dpo_loss always asks more.
 
     The first four: (pairs,), log-probabilities of whole answers, each divided by the answer's number of tokens, as TRL
     does: a sum over tokens would hold long answers to a nearer aim. Source: Azar et al. 2024, equation 17.
     """
-    return (_margin(chosen, rejected, ref_chosen, ref_rejected) - 1 / (2 * beta)) ** 2
+    margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+    return (margin - 1 / (2 * beta)) ** 2
 
 
 LOSSES = {"dpo": "sigmoid", "ipo": "ipo"}  # TRL's names
 
 
-def pair_rows(
-    tokenizer, prompts: Sequence[str], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]
-) -> Dataset:
+def pair_rows(tokenizer, prompts, chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> Dataset:
     """Columns prompt_ids (in the template), chosen_ids, rejected_ids: tokens of answers, with EOS where they ended."""
     columns = {"chosen_ids": list(map(list, chosen)), "rejected_ids": list(map(list, rejected))}
     return Dataset.from_dict({"prompt_ids": encode_prompts(tokenizer, prompts)} | columns)
@@ -63,18 +53,9 @@ class _DPOTrainer(StageTrainer, DPOTrainer):
 
 
 def make_trainer(
-    profile: Profile,
-    run: str,
-    policy: PreTrainedModel,
-    ref: PreTrainedModel,
-    tokenizer,
-    rows: Dataset,
-    *,
-    loss: str,
-    beta: float,
-    learning_rate: float,
-    epochs: float = 1,
-) -> DPOTrainer:
+    profile: Profile, run: str, policy, ref, tokenizer, rows: Dataset, *,
+    loss: str, beta: float, learning_rate: float, epochs: float = 1,
+) -> DPOTrainer:  # fmt: skip
     """A trainer on `pair_rows` in their order, by one of LOSSES; TensorBoard files go to outputs/logs/<profile>/<run>.
 
     Batches and warm-up are those of profile.reward, whose examples are pairs too. Policy and reference run without
