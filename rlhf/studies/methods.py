@@ -1,7 +1,7 @@
 """The ways to align a policy with a reward that `beyond` compares, each trained from SFT at the same budget.
 
-The budget is that of the run's PPO: as many sampled answers for a method that samples, and as many answers through a
-backward pass as PPO's passes over them have for one that learns from labelled pairs.
+The budget is that of the run's PPO: as many sampled answers for a method that samples, and a labelled pair for each of
+them for one that learns from pairs.
 """
 
 import dataclasses
@@ -86,9 +86,9 @@ def by_policy_gradient(trial: Trial, learning_rate: float, kl_coef: float, advan
 
 
 def by_labelled_pairs(trial: Trial, learning_rate: float, beta: float, loss: str) -> None:
-    """One pass of DPO or IPO over the first of the labelled pairs: as many answers as PPO's passes have."""
-    study, settings = trial.study, trial.study.settings
-    trial.labels = min(len(study.pairs["train"]), trial.budget * settings.epochs // 2)
+    """One pass of DPO or IPO over a random part of the labelled pairs, as many as others sample answers."""
+    study = trial.study
+    trial.labels = min(len(study.pairs["train"]), trial.budget)
     rows = labelled_rows(study, trial.labels)
     trainer = dpo.make_trainer(
         study.profile, f"beyond_{loss}", trial.policy, study.sft, study.tokenizer, rows,
@@ -188,6 +188,6 @@ METHODS = {
     "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
     "rejection": Method(by_rejection, "n", (2, 4, 8, 16), (4, 8), (2.0, 5.0)),
     "online_dpo": Method(by_own_pairs, "beta", BETAS, (0.1, 0.3), (1.0, 3.0)),
-    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, (0.1, 0.3), (0.5, 1.0)),
-    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), (3.0, 10.0), (0.5, 1.0)),
+    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, (0.1, 0.3), (1.0, 2.0)),
+    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), (3.0, 10.0), (1.0, 2.0)),
 }
