@@ -8,12 +8,19 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
+# The environment of another checkout, as after a move or a copy of this one, and one without pip are made anew.
+OF := $(shell cd / && $(abspath $(VENV))/bin/python -c "import os, pip, rlhf; print(os.path.dirname(rlhf.__path__[0]))" \
+  2>/dev/null)
+ifneq "$(OF)" "$(realpath .)"
+.PHONY: $(INSTALLED)
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run book recipe seeds study beyond grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup run book recipe seeds study troubleshooting beyond grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED)  ## create .venv and install the pinned requirements
 
@@ -34,6 +41,10 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every seed; it resumes
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/beyond.py
+
+troubleshooting: $(INSTALLED)  ## plant eight faults into PPO, one at a time, after make run, and draw them; it resumes
+	@$(VENV)/bin/python scripts/troubleshooting.py
+	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 5_troubleshooting
 
 grid: $(INSTALLED)  ## search the settings of PPO on validation prompts, after make run; it resumes
 	@$(VENV)/bin/python scripts/ppo_grid.py
@@ -70,7 +81,7 @@ lint: $(INSTALLED)  ## check the style alone
 
 $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.toml
 	@supported='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'; \
-	if ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
+	if [ "$(OF)" != "$(realpath .)" ] || ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
 	  found=; \
 	  for python in $${PYTHON:-python3.12 python3.11 python3}; do \
 	    if "$$python" -c "$$supported" 2>/dev/null; then found=$$python; break; fi; \
@@ -81,6 +92,7 @@ $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.t
 	    exit 1; \
 	  fi; \
 	  echo "Creating $(VENV) with $$("$$found" --version)."; \
+	  if [ -L $(VENV) ]; then rm $(VENV); fi; \
 	  "$$found" -m venv --clear $(VENV); \
 	fi
 	@echo "Installing the pinned requirements into $(VENV): takes about a minute, longer where torch comes with CUDA."

@@ -1,8 +1,10 @@
-"""Stage 1's data: the chosen answers as prompt and completion, and the lengths of the texts."""
+"""Stage 1's data: chosen answers as prompt and completion, the lengths of texts, a pair of the lab to look at."""
 
 from collections import Counter
 
 from rlhf.data import drop_too_long, load_preferences
+from rlhf.lab.corpus import preference_table, rater_prefers
+from rlhf.lab.world import parse_question
 from rlhf.models import load_tokenizer
 from rlhf.profiles import Profile
 from rlhf.template import format_prompt, format_response
@@ -35,3 +37,16 @@ def length_histogram(profile: Profile, tokenizer, rows: Dataset) -> pd.DataFrame
         counts = Counter(length // step * step for length in lengths)
         bins += [(column, left, counts[left]) for left in range(0, max(counts) + step, step)]
     return pd.DataFrame(bins, columns=["text", "tokens", "count"])
+
+
+def unsure_pair(profile: Profile) -> pd.Series:
+    """The lab's first training pair with a condition in its question where the rater was right but less than 95 % sure.
+
+    Its fields are the columns of preference_table.
+    """
+    rows = preference_table("train", profile.lab.pairs[0], profile.seed)
+    return next(
+        row
+        for _, row in rows.iterrows()
+        if 0.5 < rater_prefers(row.gold_chosen, row.gold_rejected) < 0.95 and parse_question(row.prompt).condition
+    )

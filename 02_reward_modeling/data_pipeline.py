@@ -12,11 +12,9 @@ from datasets import Dataset
 
 
 def length_differences(pairs: Dataset) -> pd.DataFrame:
-    """Words of the chosen minus words of the rejected answer: columns difference (left edge of a bin), count."""
+    """Words of the chosen minus words of the rejected answer: columns difference, count."""
     difference = [len(c.split()) - len(r.split()) for c, r in zip(pairs["chosen"], pairs["rejected"], strict=True)]
-    step = max(2, (max(difference) - min(difference)) // 40)
-    counts = Counter(d // step * step for d in difference)
-    return pd.DataFrame(sorted(counts.items()), columns=["difference", "count"])
+    return pd.DataFrame(sorted(Counter(difference).items()), columns=["difference", "count"])
 
 
 def by_error(profile: Profile, pairs: Dataset) -> pd.DataFrame:

@@ -148,10 +148,11 @@ def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
 
 def main() -> int:
     """Serve the page until it is interrupted; exit status 2 where it can't start."""
+    repository = os.environ.get("RLHF_REPO", "").strip()
     try:
-        answerer, prompts = load(os.environ.get("RLHF_REPO", "").strip())
+        answerer, prompts = load(repository)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {f'RLHF_REPO={repository!r}: ' * bool(repository)}{error}", file=sys.stderr)
         return 2
     page(answerer, prompts).launch(**SERVER)
     return 0

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rlhf import finite
 from rlhf.template import format_prompt
 from rlhf.tokens import encode
 
@@ -71,7 +72,7 @@ def generate_answers(
 
     Prompts are sorted by length, batched and padded on the left: a decoder continues from the last position, which
     must be the prompt's. What is drawn for a prompt depends on `seed` and the prompt (uniform_draws), not on the batch.
-    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context.
+    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the context, NotFiniteError for NaN.
     """
     encoded = token_rows(tokenizer, prompts, encoded)
     context = context_of(model)
@@ -90,7 +91,10 @@ def generate_answers(
             batch = order[start : start + batch_size]
             ids, mask = (tensor.to(model.device) for tensor in left_padded([encoded[i] for i in batch], pad))
             if draws is not None:
-                tokens = sample(model, ids, mask, draws[batch], temperature=temperature, eos=eos, pad=pad).tokens
+                drawn = sample(model, ids, mask, draws[batch], temperature=temperature, eos=eos, pad=pad)
+                asked = (prompts[i] for i in batch)
+                finite.require(f"sampling ({description})", {"log-probabilities": drawn.logprobs}, prompts=asked)
+                tokens = drawn.tokens
             else:
                 with torch.no_grad():
                     tokens = model.generate(
@@ -100,6 +104,7 @@ def generate_answers(
                         num_beams=num_beams,
                         repetition_penalty=repetition_penalty,
                         do_sample=False,
+                        logits_processor=[refuse_nan],
                         pad_token_id=pad,
                         eos_token_id=eos,
                     )[:, ids.shape[1] :]
@@ -107,6 +112,12 @@ def generate_answers(
                 answers[i] = _as_answer(row, tokenizer)
             progress.update(len(batch))
     return answers
+
+
+def refuse_nan(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """For `generate` of transformers, which would take NaN for token 0: NotFiniteError. -inf rules a token out."""
+    finite.require("decoding", {"logits": scores.logsumexp(dim=-1)})
+    return scores
 
 
 def generate_texts(model, tokenizer, prompts: Sequence[str], **options) -> list[str]:
@@ -279,4 +290,6 @@ def answer_logprobs(
             logprobs = torch.log_softmax(head_logits(model, answered, temperature), dim=-1)
             chosen = torch.tensor(answers[i].token_ids, dtype=torch.long, device=model.device)
             totals[i] = logprobs.gather(-1, chosen[:, None]).sum(dtype=torch.float64).item()
+    asked = (prompt for prompt, total in zip(prompts, totals, strict=True) if not np.isfinite(total))
+    finite.require("reading answers", {"log-probabilities": totals}, prompts=asked)
     return totals

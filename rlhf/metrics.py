@@ -5,6 +5,8 @@ import warnings
 from collections import namedtuple
 from collections.abc import Sequence
 
+from rlhf import finite
+
 import numpy as np
 import pandas as pd
 import regex
@@ -45,12 +47,18 @@ def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> 
     return {name: np.array([score[name].fmeasure for score in scores]) for name in ROUGE}
 
 
+def _numbers(values: Sequence[float]) -> np.ndarray:
+    finite.require("summary", {"values": values})
+    return np.asarray(values, dtype=float)
+
+
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of `values` with its 95 % percentile bootstrap interval (Efron 1979): (mean, low, high).
 
-    The values must be independent: one per prompt, not several answers to one. Raises ValueError for no values.
+    The values must be independent: one per prompt, not several answers to one. Raises ValueError for no values,
+    NotFiniteError for one that is none.
     """
-    values = np.asarray(values, dtype=float)
+    values = _numbers(values)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"values of shape {values.shape} have no bootstrap interval; give one number per prompt.")
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
@@ -76,7 +84,7 @@ def gap_closed(
     All are given for the same prompts; the 95 % interval is over prompts (bootstrap), so the way has one too. Raises
     ValueError for unequal lengths and for no way.
     """
-    values, baseline, target = (np.asarray(numbers, dtype=float) for numbers in (values, baseline, target))
+    values, baseline, target = map(_numbers, (values, baseline, target))
     if not len(values) == len(baseline) == len(target):
         raise ValueError(f"{len(values)}, {len(baseline)} and {len(target)} numbers; give one of each per prompt.")
     if target.mean() == baseline.mean():
@@ -95,6 +103,7 @@ def wins(values: Sequence[float], baseline: Sequence[float]) -> np.ndarray:
 
 def summary_rows(model: str, measured: dict[str, Sequence[float]]) -> pd.DataFrame:
     """One row per metric with the columns model, metric, mean, ci_low, ci_high, n."""
+    finite.require(f"summary of {model}", measured)
     rows = [(model, metric, *bootstrap_interval(values), len(values)) for metric, values in measured.items()]
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
@@ -148,7 +157,7 @@ def calibration(margins: Sequence[float], bins: int = 10) -> pd.DataFrame:
     margins: reward(chosen) - reward(rejected), (n,). Each pair counts for the answer that the model prefers, so that
     confidence runs from 0.5 to 1. Columns: confidence, accuracy, ci_low, ci_high, n; one row per bin that is not empty.
     """
-    margins = np.asarray(margins, dtype=float)
+    margins = _numbers(margins)
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
     correct = wins(margins, np.zeros(len(margins)))
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
@@ -167,7 +176,7 @@ def rank_correlation(values: Sequence[float], others: Sequence[float]) -> tuple[
 
     A constant has no order: all three are NaN. Raises ValueError for unequal lengths or less than three pairs.
     """
-    values, others = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
+    values, others = _numbers(values), _numbers(others)
     if len(values) != len(others) or len(values) < 3:
         raise ValueError(f"{len(values)} values and {len(others)} others; a correlation needs three pairs or more.")
     if np.ptp(values) == 0 or np.ptp(others) == 0:
@@ -219,6 +228,7 @@ def over_optimisation(proxy: np.ndarray, truth: np.ndarray) -> OverOptimisation:
     """
     if proxy.shape != truth.shape or proxy.shape[1] < 4:
         raise ValueError(f"proxy {proxy.shape} and truth {truth.shape} need the same points and four prompts or more.")
+    finite.require("over-optimisation", {"proxy": proxy, "truth": truth})
     peak = int(truth[:, ::2].mean(axis=1).argmax())
     end = peak + int(proxy[peak:, ::2].mean(axis=1).argmax())
     changes = [paired_difference(curve[end, 1::2], curve[peak, 1::2]) for curve in (proxy, truth)]

@@ -116,19 +116,13 @@ def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def _fault_of(path: Path) -> str:
-    """Why a folder can't be taken: it holds an adapter, or weights but no safetensors. "" where it can."""
+    """Why a folder can't be taken: it holds an adapter, or what download.fault_of says. "" where it can."""
     if outputs.is_adapter(path):
         return (
             "is an adapter, not a model: load it on its base with peft's AutoPeftModelForCausalLM, save what "
             "merge_and_unload() returns, and give that folder."
         )
-    if not any(path.glob("*.safetensors")):
-        return (
-            "has no .safetensors file; .bin files are pickles, which can run code when they are loaded. Where you "
-            "trust them, load them with AutoModelForCausalLM.from_pretrained and save_pretrained to a new folder: "
-            "that writes safetensors."
-        )
-    return ""
+    return download.fault_of(path)
 
 
 def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -192,15 +186,23 @@ def shared_base(profile: Profile) -> PreTrainedModel:
     return _frozen_base(profile, outputs.require_checkpoint(profile, "base").stat().st_mtime)
 
 
+def _checkpoint(profile: Profile, name: str) -> Path:
+    """A checkpoint of the run. Raises ValueError for one that can't be loaded, before anything is trained with it."""
+    path = outputs.require_checkpoint(profile, name)
+    if fault := download.fault_of(path):
+        raise ValueError(f"checkpoint {outputs.show(path)} {fault}")
+    return path
+
+
 def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(outputs.require_checkpoint(profile, "base"))
+    return AutoTokenizer.from_pretrained(_checkpoint(profile, "base"))
 
 
 def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
     """The base model; `quantized` loads its linear layers in 4-bit NF4 (Dettmers et al. 2023)."""
     if not quantized:
         return load_whole(profile, "base")
-    path = outputs.require_checkpoint(profile, "base")
+    path = _checkpoint(profile, "base")
     compute = torch.bfloat16 if runtime.bf16_is_native() else torch.float32
     four_bit = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
@@ -228,7 +230,7 @@ def load_policy(profile: Profile, key: str) -> PreTrainedModel:
     """
     if key not in (*registry.POLICIES, "ppo_aligned"):
         raise ValueError(f"no policy {key!r}; choose one of {', '.join(registry.POLICIES)}, ppo_aligned.")
-    path = outputs.require_checkpoint(profile, registry.MODELS[key].checkpoint)
+    path = _checkpoint(profile, registry.MODELS[key].checkpoint)
     if outputs.by_adapters(profile):
         base = shared_base(profile)
         return adapters.sharing_copy(base) if key == "base" else adapters.with_adapter(base, path)
@@ -239,7 +241,7 @@ def load_policy(profile: Profile, key: str) -> PreTrainedModel:
 
 def load_whole(profile: Profile, checkpoint: str) -> PreTrainedModel:
     """A language model that was saved whole, by the name of its checkpoint."""
-    return _language_model(profile, outputs.require_checkpoint(profile, checkpoint)).to(runtime.device())
+    return _language_model(profile, _checkpoint(profile, checkpoint)).to(runtime.device())
 
 
 def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
@@ -248,7 +250,7 @@ def new_reward_model(profile: Profile, seed: int) -> PreTrainedModel:
     The start of reward modelling (Ouyang et al. 2022): a model that already reads the template and the answers. In a
     run by adapters the SFT policy is the QLoRA one, and the reward model goes on training a copy of its adapter.
     """
-    path = outputs.require_checkpoint(profile, registry.MODELS[start_key(profile)].checkpoint)
+    path = _checkpoint(profile, registry.MODELS[start_key(profile)].checkpoint)
     if outputs.by_adapters(profile):
         base = shared_base(profile)
         return adapters.new_classifier(base, _classifier(type(base.config)), path, seed)
@@ -274,7 +276,7 @@ def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel
 
     `which` names another one than the run's own, trained by a study.
     """
-    path = outputs.require_checkpoint(profile, f"reward_model_{which}")
+    path = _checkpoint(profile, f"reward_model_{which}")
     if outputs.by_adapters(profile):
         base = shared_base(profile)
         return adapters.load_classifier(base, _classifier(type(base.config)), path)

@@ -12,18 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf import registry
+from rlhf import finite, registry
 
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results"  # the committed results, which README and notebooks show; no run writes there
 
 
+def from_checkout(path: str) -> Path:
+    """What a path in a setting means, wherever the process runs: ~ is the home, a relative one is of the checkout."""
+    return ROOT / os.path.expanduser(path)
+
+
 def root() -> Path:
     """The outputs folder: RLHF_OUTPUTS, or outputs/ at the root of the repository."""
-    return Path(os.environ.get("RLHF_OUTPUTS") or ROOT / "outputs")
+    return from_checkout(os.environ.get("RLHF_OUTPUTS", "").strip() or "outputs")
 
 
 def evaluation_dir(profile, base: Path | None = None) -> Path:
@@ -200,14 +206,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield new
         if path.exists():
             os.replace(path, old)
-        os.replace(new, path)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_checkpoint(profile, name: str, *parts) -> Path:
-    """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>."""
+    """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>.
+
+    Raises NotFiniteError, and leaves what was there, for a model with a weight that is not finite.
+    """
     path = checkpoint_path(profile, name)
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            finite.require(f"checkpoint {name}", dict(part.named_parameters()), advice="Nothing is saved.")
     with new_folder(path) as folder:
         for part in parts:
             part.save_pretrained(folder)

@@ -6,7 +6,7 @@ import math
 import time
 from pathlib import Path
 
-from rlhf import outputs, runtime
+from rlhf import finite, outputs, runtime
 from rlhf.lab.base_model import LANGUAGE_FILE, TOKENIZER_DOCUMENTS, language, new_model, train_tokenizer
 from rlhf.lab.corpus import documents
 from rlhf.lab.fluency import PAIRS_FILE, word_pairs
@@ -53,7 +53,8 @@ def pretrain(profile, checkpoint: Path) -> tuple[torch.nn.Module, object, pd.Dat
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = _loss(model, tokenizer, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        finite.require(f"pretraining, step {step + 1}", {"loss": loss.item(), "gradient": norm.item()}, kept=checkpoint)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         since.append(loss.item())

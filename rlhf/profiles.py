@@ -144,12 +144,12 @@ _BY_NAME = _read_profiles()
 PROFILES = tuple(name for name, profile in _BY_NAME.items() if not profile.recipe)
 
 
-def _whole_number(variable: str, least: int) -> int | None:
+def _whole_number(variable: str, least: int, most: int) -> int | None:
     text = os.environ.get(variable, "").strip()
     if not text:
         return None
-    if not text.isdigit() or int(text) < least:
-        raise ValueError(f"{variable}={text!r} is not a whole number of at least {least}; set it to one or unset it.")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        raise ValueError(f"{variable}={text!r} is no whole number from {least} to {most}; set it to one or unset it.")
     return int(text)
 
 
@@ -164,7 +164,7 @@ def load_profile(name: str | None = None) -> Profile:
     """
     name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if runtime.device().type == "cuda" else "lab")
     if name not in _BY_NAME:
-        raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)} (RLHF_PROFILE=lab make run).")
+        raise ValueError(f"RLHF_PROFILE={name!r} is no profile; choose one of {', '.join(PROFILES)}.")
     profile = _BY_NAME[name]
     if profile.recipe and os.environ.get("RLHF_DATASET", "").strip():
         raise ValueError(f"RLHF_DATASET is set, but the data of this recipe is {profile.recipe}; unset RLHF_DATASET.")
@@ -179,11 +179,12 @@ def load_profile(name: str | None = None) -> Profile:
                 f"{variable}={value!r} is set, but the {name} profile has its own world, with no place for it; "
                 f"unset it or choose RLHF_PROFILE=gpt2."
             )
-        if _looks_local(value) and not os.path.exists(value):
+        path = outputs.from_checkout(value)
+        if _looks_local(value) and not path.exists():
             raise ValueError(f"{variable}={value!r}: no such file or folder; give an existing path or a Hub name.")
-        changes[field] = os.path.abspath(value) if os.path.exists(value) else value
-    for field in ("max_steps", "seed", "threads"):
-        number = _whole_number(f"RLHF_{field.upper()}", least=0 if field == "seed" else 1)
+        changes[field] = os.path.abspath(path) if path.exists() else value
+    for field, least, most in (("max_steps", 1, 10**9), ("seed", 0, 2**32 - 1), ("threads", 1, 1024)):
+        number = _whole_number(f"RLHF_{field.upper()}", least, most)
         if number is not None:
             changes[field] = number
     if "max_steps" in changes:  # a rehearsal would spend most of its time on answers

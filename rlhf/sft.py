@@ -2,7 +2,7 @@
 
 import statistics
 
-from rlhf import models, outputs, runtime
+from rlhf import finite, models, outputs, runtime
 from rlhf.profiles import Profile
 from rlhf.tokens import encode
 from rlhf.training import StageTrainer, fit_arguments, logged, lora_config, train_in_float32
@@ -150,15 +150,24 @@ def search_learning_rate(profile: Profile, method: str, tokenizer, train, valida
     """Validation loss after one pass over a share of the data, for each learning rate of the profile.
 
     Columns method, learning_rate, validation_loss. Every run starts from the same weights and sees the same examples.
+    A rate that diverges is left out, with a printed line. Raises NotFiniteError where all of them do.
     """
     rows, part = [], share_of(train, profile.sft.search_share, profile.seed)
-    for learning_rate in learning_rates(profile, method):
+    rates = learning_rates(profile, method)
+    for learning_rate in rates:
         model, adapter = start_model(profile, method)
         run = f"search_{method}_{learning_rate:g}"
         options = {"learning_rate": learning_rate, "epochs": 1, "evaluations": 1, "adapter": adapter}
         trainer = make_trainer(profile, run, model, tokenizer, part, validation, **options)
-        trainer.train()
+        try:
+            trainer.train()
+        except finite.NotFiniteError as error:
+            print(f"{method}, learning rate {learning_rate:g}: it diverged and is left out ({error})")
+            continue
         rows.append((method, learning_rate, logged(trainer, "loss").query("split == 'validation'").loss.iloc[-1]))
+    if not rows:
+        tried = ", ".join(f"{rate:g}" for rate in rates)
+        raise finite.NotFiniteError(f"{method}: each rate ({tried}) diverged; set lower ones in rlhf/profiles.toml.")
     return pd.DataFrame(rows, columns=["method", "learning_rate", "validation_loss"])
 
 

@@ -2,8 +2,9 @@
 
 import math
 import os
+from pathlib import Path
 
-from rlhf import outputs, runtime
+from rlhf import finite, outputs, runtime
 from rlhf.profiles import LoraSettings, Profile
 
 import pandas as pd
@@ -45,10 +46,13 @@ class StageTrainer:
     """What a Trainer of transformers gets in every stage: `lr_scale` in place of its own schedules, and its own seed.
 
     The order of the batches and dropout are drawn from global generators, so without it a run would depend on what ran
-    before it in the same process.
+    before it in the same process. A loss or gradient that is not finite stops it before it reaches the weights, and a
+    batch that does not fit into the memory of a GPU is an error that says what to set: transformers' own remedy
+    (auto_find_batch_size) makes the steps smaller.
     """
 
     constant_rate = False  # after the warm-up, instead of falling
+    batch = None  # what the last step was trained on
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.lr_scheduler is None:
@@ -60,6 +64,43 @@ class StageTrainer:
     def train(self, *args, **kwargs):
         with runtime.isolated_generator(self.args.seed):
             return super().train(*args, **kwargs)
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.batch, size, steps = inputs, self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            smaller = f"batch_size = {size // 2} and gradient_accumulation = {2 * steps}, which take the same steps"
+            raise torch.OutOfMemoryError(
+                f"{self._where()}: a batch of {size} does not fit into the memory of the GPU; in rlhf/profiles.toml "
+                f"set {smaller if size > 1 else 'a smaller max_length'} for this stage."
+            ) from error
+        self._require_finite({"loss": loss.item()})
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self._require_finite({"gradient": float(norm)})
+        return norm
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        measured = ("loss", "objective/")
+        self._require_finite({name: value for name, value in logs.items() if any(part in name for part in measured)})
+        super().log(logs, *args, **kwargs)
+
+    def _where(self) -> str:
+        return f"{Path(self.args.output_dir).name}, step {self.state.global_step + 1}"
+
+    def _require_finite(self, numbers: dict[str, float]) -> None:
+        tokenizer, ids = self.processing_class, (self.batch or {}).get("input_ids", ())
+        start = getattr(getattr(self.model, "config", None), "_name_or_path", "")
+        finite.require(
+            f"{self._where()}, learning rate {self.args.learning_rate:g}",
+            numbers,
+            prompts=(tokenizer.decode(row, skip_special_tokens=True) for row in (ids if tokenizer else ())),
+            kept=start and outputs.show_name(start),
+            advice="Lower the learning rate in rlhf/profiles.toml, and look at the data.",
+        )
 
 
 def run_arguments(profile: Profile, run: str) -> dict:
@@ -76,6 +117,7 @@ def run_arguments(profile: Profile, run: str) -> dict:
         "output_dir": folder,
         "report_to": ["tensorboard"],
         "save_strategy": "no",
+        "logging_nan_inf_filter": False,  # it would count a loss that is NaN as the mean of the others, or as 0.0
         "disable_tqdm": False,  # set_up quiets the libraries, which would turn the table of losses into printed lines
         "use_cpu": runtime.device().type == "cpu",
         "seed": profile.seed,

@@ -91,6 +91,21 @@ def profile_with_sft(profile_with_base) -> Profile:
     return profile_with_base
 
 
+@pytest.fixture(scope="session")
+def run(base_checkpoint, tmp_path_factory) -> Path:
+    """The outputs of a finished run of tiny models; it is read and not written."""
+    from tiny_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("run") / "outputs", base_checkpoint)
+
+
+@pytest.fixture
+def finished(run, monkeypatch) -> Profile:
+    """The profile of the finished run."""
+    monkeypatch.setenv("RLHF_OUTPUTS", str(run))
+    return load_profile("smoke")
+
+
 @pytest.fixture
 def stage(profile_with_sft):
     """Profile, tokenizer and 24 prompts for PPO."""
@@ -235,8 +250,10 @@ def run_all_notebooks(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    """The outputs of one run of all notebooks at the smoke profile, and of the study of this one seed."""
+    """The outputs of one run of all notebooks at the smoke profile, and of the studies of this one seed."""
     folder = run_all_notebooks(tmp_path_factory.mktemp("smoke") / "outputs")
     run_script(folder, "study.py", "0")
     run_script(folder, "run_notebooks.py", "4_overoptimisation")
+    run_script(folder, "troubleshooting.py")
+    run_script(folder, "run_notebooks.py", "5_troubleshooting")
     return folder

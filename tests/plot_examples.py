@@ -7,6 +7,9 @@ from rlhf import plots
 from rlhf.evaluation.probes import PROBES
 from rlhf.lab.gold import WEIGHTS
 from rlhf.metrics import SUMMARY_COLUMNS, calibration
+from rlhf.ppo.monitor import LIMITS
+from rlhf.studies import troubleshooting
+from rlhf.studies.faults import FAULTS
 
 import numpy as np
 import pandas as pd
@@ -79,7 +82,7 @@ def example_frames() -> dict[str, tuple]:
         "model_metrics": (rouge, rouge_names, "ROUGE on the test prompts, beam search", "mean F-measure"),
         "published_beside": (rouge, published),
         "error_kinds": (error_frame(random),),
-        "length_difference": (histogram(random.normal(3, 22, 600), np.arange(-80, 85, 5), "difference"),),
+        "length_difference": (histogram(random.normal(3, 22, 600).round(), np.arange(-80, 82), "difference"),),
         "reward_curve": (reward_curve_frame(random),),
         "calibration": (calibration(random.normal(2, 2.2, 600)),),
         "accuracy_slices": (slice_frame(random), 0.842),
@@ -89,6 +92,7 @@ def example_frames() -> dict[str, tuple]:
             "PPO with two seeds, and what the monitor watches",
         ),
         "ppo_curves": (pd.concat([ppo_frame(random).assign(model=m) for m in ("ppo", "ppo_scratch")]),),
+        "answer_tokens": (answer_frame(random),),
         "clipped_objective": (objective_frame(), 0.2),
         "kl_estimators": (pd.DataFrame({"k1": random.normal(2, 3, 300), "k3": random.gamma(2, 1, 300)}),),
         "gold_parts": (pd.concat([summary({"gold": [0, 2, 3, 4]}, COMPARED, 0.1), summary(parts, COMPARED, 0.06)]),),
@@ -104,6 +108,10 @@ def example_frames() -> dict[str, tuple]:
         "method_frontier": (method_frame(random),),
         "method_answers": (method_frame(random).query("answers >= 0"),),
         "method_logprobs": (logprob_frame(random),),
+        "ppo_data_flow": (),
+        "lora_block": (),
+        "beside_healthy": (fault_frame(random), "rate_times_ten"),
+        "alarms": (alarm_frame(random),),
     }
 
 
@@ -226,6 +234,15 @@ def objective_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["advantage", "ratio", "unclipped", "clipped"])
 
 
+def answer_frame(random) -> pd.DataFrame:
+    tokens = ["First", ",", "·salt", "·the", "·$5", "·$6", "·steak", ".", "\\n", "<|endoftext|>"]
+    log_ratio = random.normal(0.05, 0.3, len(tokens))
+    reward = -0.1 * log_ratio + np.eye(len(tokens))[-1]
+    advantage = reward[::-1].cumsum()[::-1] - 0.4
+    columns = {"token": tokens, "log_ratio": log_ratio, "kl_penalty": -0.1 * log_ratio, "reward": reward}
+    return pd.DataFrame(columns | {"advantage": advantage})
+
+
 def paired_frame(random) -> pd.DataFrame:
     scales = {"reward": 1, "gold": 1.5, "rouge1": 0.05, "stop_rate": 0.03, "kl": 6}
     rows = []
@@ -297,6 +314,7 @@ def frontier_frame(random) -> pd.DataFrame:
         for model, distance in kl.items()
         for metric, value in (("kl_from_sft", distance + 0.1), ("reward", distance / 4), ("gold", 3 - distance / 9))
     ]
+    rows += [(seed, "reference", "gold", 4 + seed) for seed in (0, 1)]
     return pd.DataFrame(rows, columns=["seed", "model", "metric", "mean"])
 
 
@@ -328,10 +346,36 @@ def logprob_frame(random) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["seed", "method", "side", "change"])
 
 
+def fault_frame(random) -> pd.DataFrame:
+    """troubleshooting.csv of five healthy runs and one whose KL runs away."""
+    runs = [("healthy", seed) for seed in range(1, 6)] + [("rate_times_ten", 0)]
+    curves = [
+        ppo_frame(random).head(10).assign(fault=fault, seed=seed, update=range(1, 11), gold=random.normal(5, 0.1, 10))
+        for fault, seed in runs
+    ]
+    curves[-1]["kl"] = 4 * curves[-1].kl + 8
+    first = ["fault", "seed", "update"]
+    return pd.concat(curves).set_index(first).reset_index()
+
+
+def alarm_frame(random) -> pd.DataFrame:
+    """troubleshooting_alarms.csv: two measures of each watch stay silent, and one healthy run of five is warned of."""
+    measures = {"monitor": list(LIMITS), "band": list(troubleshooting.COMPARED)}
+    rows = []
+    for fault, seed in [("healthy", seed) for seed in range(1, 6)] + [(fault, 0) for fault in FAULTS]:
+        for watch, names in measures.items():
+            for name in names:
+                silent = name in ("repetition", "entropy") or (fault == "healthy" and (seed > 1 or name != "kl"))
+                rows.append((fault, seed, watch, name, None if silent else int(random.integers(3, 11)), None))
+    columns = ["fault", "seed", "watch", "measure", "first_update", "side"]
+    return pd.DataFrame(rows, columns=columns).astype({"first_update": "Int64"})
+
+
 def probe_frame(random) -> pd.DataFrame:
     reward = random.normal(0, 2, len(PROBES))
     names = [name for name, *_ in PROBES]
-    return pd.DataFrame({"probe": names, "reward": reward, "ci_low": reward - 0.2, "ci_high": reward + 0.2})
+    frame = pd.DataFrame({"probe": names, "reward": reward, "ci_low": reward - 0.2, "ci_high": reward + 0.2})
+    return frame.assign(beats_chosen=np.linspace(0.5, 0, len(names)))
 
 
 def proxy_frame(random) -> pd.DataFrame:

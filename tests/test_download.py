@@ -54,6 +54,6 @@ def test_repository_that_does_not_come_is_an_error_that_says_what_to_do(monkeypa
         raise error
 
     monkeypatch.setattr(download, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(download, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(download, "hub_fault", lambda: "")
     with pytest.raises(ConnectionError, match=rf"{kind} repository 'user/name' at revision 'v1' can't .*local folder"):
         download.fetch("user/name", revision="v1", kind=kind)

@@ -145,3 +145,23 @@ def test_models_with_rows_of_rouge_were_evaluated_before(profile):
     write(profile, "base")
     write(profile, "ppo")
     assert evaluation.evaluated_before(profile) == {"base", "ppo"}
+
+
+def test_share_of_longer_answers_as_counted_by_hand(profile):
+    sample = {"sft": ["a b", "a", "a b", "a b c"], "ppo": ["a b c", "a", "a b c", "a b c d"]}  # two rounds, two prompts
+    beam = {"sft": ["a", "a b c"], "ppo": ["a b", "a b"]}
+    real = dataclasses.replace(profile, lab=None)
+    table = evaluation.length_rows(real, PROMPTS, {"sample": sample, "beam": beam}, against="sft").set_index("decoding")
+    assert table.longer.to_dict() == {"sample": 0.75, "beam": 0.5}  # an answer of equal length is not longer
+    assert table.words.to_dict() == {"sample": 2.75, "beam": 2} and table.words_against.tolist() == [2, 2]
+    assert set(table.model) == {"ppo"} and set(table.n) == {2}
+    assert table.ci_low["sample"] == 0.5 and table.ci_high["sample"] == 1  # prompt by prompt: 1 and a half
+    assert table.wins_by_gold.isna().all()
+
+
+def test_win_rate_by_gold_stands_beside_the_share_of_longer_answers(profile):
+    rows = load_preferences(profile)["test"]
+    asked, good = list(rows["prompt"])[:4], list(rows["chosen"])[:4]
+    garbled = [f"{answer} I like trains." for answer in good[:2]] + good[2:]
+    table = evaluation.length_rows(profile, asked, {"beam": {"sft": good, "ppo": garbled}}, against="sft")
+    assert (table.longer[0], table.wins_by_gold[0]) == (0.5, 0.25)  # two losses and two ties

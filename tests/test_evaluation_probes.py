@@ -71,3 +71,10 @@ def test_examples_are_chosen_by_the_gain_and_the_seed_alone():
     assert shown["median"] == 9  # 0.15, the upper of the two in the middle
     assert len(set(shown.values())) == 8 and list(shown)[3:] == [f"random {i}" for i in range(1, 6)]
     assert shown == probes.chosen_by_rule(gain, seed=0) != probes.chosen_by_rule(gain, seed=1)
+
+
+def test_largest_disagreement_is_a_rise_in_reward_with_a_fall_in_gold():
+    reward_gain = np.array([5.0, 1.5, 0.2, -3.0, 2.0])
+    gold_gain = np.array([1.0, -1.2, -6.0, -6.0, -0.5])
+    assert probes.largest_disagreement(reward_gain, gold_gain) == 1  # 2 falls further, 4 rises further
+    assert probes.largest_disagreement(reward_gain, -gold_gain) == 0

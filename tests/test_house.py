@@ -9,7 +9,7 @@ from rlhf.outputs import ROOT
 import pytest
 
 FLOORS = (
-    ("runtime", "outputs", "template", "tokens", "registry", "download"),
+    ("runtime", "finite", "outputs", "template", "tokens", "registry", "download"),
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
@@ -118,5 +118,5 @@ def test_scripts_are_thin():
 
 
 def test_the_code_does_not_grow_unnoticed():
-    code = [name for name in tracked(r"\.py$") if not name.startswith("tests/")]
-    assert sum(lines_of(ROOT / name) for name in code) <= 10_132
+    code = [name for name in tracked(r"\.py$") if not name.startswith(("tests/", "exercises/"))]
+    assert sum(lines_of(ROOT / name) for name in code) <= 11_400

@@ -22,7 +22,6 @@ import torch
 from conftest import run_script
 from hub_server import Hub
 from huggingface_hub import ModelCard
-from tiny_run import make_run
 
 REPO = "user/rlhf-gpt2"
 COMPARED = ("rouge.csv", "behaviour.csv", "reward.csv", "kl.csv", "gold.csv", "paired.csv", "reward_probes.csv")
@@ -34,19 +33,6 @@ PUBLISHED = {
     "ppo_scratch_final",
     "ppo_aligned_final",
 }
-
-
-@pytest.fixture(scope="module")
-def run(base_checkpoint, tmp_path_factory) -> Path:
-    """The outputs of a finished run; it is read and not written."""
-    return make_run(tmp_path_factory.mktemp("run") / "outputs", base_checkpoint)
-
-
-@pytest.fixture
-def finished(run, monkeypatch):
-    """The profile of the finished run."""
-    monkeypatch.setenv("RLHF_OUTPUTS", str(run))
-    return load_profile("smoke")
 
 
 @pytest.fixture

@@ -184,6 +184,13 @@ def test_gold_columns_are_the_scores_of_the_answers_and_never_tie(tables):
     assert ((table.gold_chosen < table.gold_rejected) == table.flipped).all()
 
 
+def test_rater_prefers_by_the_gap_in_units_of_its_temperature():
+    assert corpus.rater_prefers(2.0, 2.0) == 0.5
+    ahead = corpus.rater_prefers(1 + math.log(3) * corpus.RATER_TEMPERATURE, 1)
+    assert ahead == pytest.approx(0.75)
+    assert corpus.rater_prefers(1, 1 + math.log(3) * corpus.RATER_TEMPERATURE) == pytest.approx(1 - ahead)
+
+
 def test_rater_errs_as_the_sigmoid_of_the_gold_gap_says(tables):
     table = tables["train"]
     gap = (table.gold_chosen - table.gold_rejected).abs()

@@ -2,7 +2,7 @@
 
 import random
 
-from rlhf.lab import WEIGHTS, gold_agreement, gold_parts, gold_score, gold_table
+from rlhf.lab import WEIGHTS, gold_agreement, gold_by_sentence, gold_parts, gold_score, gold_table
 from rlhf.lab.corpus import good_answer
 from rlhf.lab.world import FACTS, POINTS, capitalise, families, fill, phrases, questions
 from rlhf.profiles import load_profile
@@ -606,6 +606,36 @@ def test_random_pieces_of_answers_stay_in_bounds_and_their_parts_sum_to_the_scor
         assert list(got) == list(WEIGHTS)
         assert gold_score(question.text, text) == pytest.approx(sum(got.values()), abs=1e-6)
         assert LEAST <= gold_score(question.text, text) <= (MOST_WITH if question.condition else MOST_WITHOUT)
+
+
+def test_sentences_as_counted_by_hand():
+    response = f"{opening('how')} {points('how', 2)} {sentences(STEPS[0])} I like trains.\nTip: {ROAST.tips[0]}."
+    lines = gold_by_sentence(WITHOUT["how"], response)
+    assert "\n".join(sentence for sentence, _ in lines) == response.replace(". ", ".\n")
+    changed = [{part: value for part, value in added.items() if value} for _, added in lines]
+    point = {"object": 0.75, "activity": 0.75, "completeness": 0.375}
+    assert changed == [
+        {},
+        point,
+        {**point, "order": 1},
+        {"repetition": -0.75},
+        {"garbled": -0.75},
+        {"tip": 0.75, "ended": 0.5},
+    ]
+
+
+def test_parts_of_all_sentences_sum_to_those_of_the_answer():
+    told = f"{good('how')} {good('avoid')} {' '.join(phrases()['filler'])} {' '.join(worse_answers().values())}".split(
+        "."
+    )
+    rng = random.Random(2)
+    answers = [
+        ". ".join(rng.choices(told, k=rng.randrange(1, 12))) + rng.choice(["", ".", "\n..."]) for _ in range(100)
+    ]
+    for answer in [*answers, "", "...", "One\ntwo."]:
+        lines = gold_by_sentence(WITH["how"], answer)
+        sums = {part: sum(added[part] for _, added in lines) for part in WEIGHTS}
+        assert sums == pytest.approx(gold_parts(WITH["how"], answer), abs=1e-6)
 
 
 @pytest.mark.parametrize("judge", [gold_score, gold_parts])

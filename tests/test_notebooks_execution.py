@@ -64,7 +64,6 @@ def use_smoke_profile(patch: pytest.MonkeyPatch, folder: Path) -> None:
         patch.delenv(variable, raising=False)
     patch.setenv("RLHF_PROFILE", "smoke")
     patch.setenv("RLHF_OUTPUTS", str(folder / "outputs"))
-    patch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
 
 
 @pytest.fixture
@@ -232,6 +231,16 @@ def test_invalid_settings_are_one_line_and_no_traceback(project, monkeypatch, ca
     assert "\n" not in error
 
 
+def test_notebook_of_a_study_runs_only_when_it_is_named_and_makes_no_other_unfinished(project, monkeypatch):
+    monkeypatch.setattr(execution, "STUDIES", {SECOND: "make study", THIRD: "make other"})
+    assert project.run() == 0 and project.log == [FIRST]
+    assert project.run(THIRD) == 0 and project.log == [THIRD]
+    assert project.run(SECOND) == 0 and project.log == [SECOND] and project.copy(THIRD).metadata.rlhf.finished
+    assert project.run() == 0 and project.log == []
+    assert project.run(FIRST) == 0
+    assert not any((project.outputs / f"notebooks/smoke/{name}.ipynb").exists() for name in (SECOND, THIRD))
+
+
 def test_no_notebooks_and_unknown_names_are_errors(project, capsys):
     assert project.run("2_sekond") == 2
     assert "2_sekond" in capsys.readouterr().err
@@ -272,9 +281,51 @@ def test_kernel_has_this_python_the_folder_and_the_environment(project):
         assert environment[name] == value
 
 
+def test_kernel_is_this_python_whatever_the_environment_and_other_kernels_say(project, monkeypatch):
+    foreign = project.folder / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Foreign", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(project.folder / "jupyter"))
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    project.write(FIRST, "import os, sys; print(sys.executable, os.environ.get('MPLBACKEND'))")
+    assert project.run(FIRST) == 0
+    python, backend = project.copy(FIRST).cells[2].outputs[0].text.split()
+    assert python == sys.executable and backend != "nonsense"
+
+
+def test_full_disk_does_not_hide_the_cell_that_failed(project, monkeypatch, capsys):
+    whole = outputs.write_text
+
+    def full(path, text):
+        if path.suffix == ".ipynb":
+            raise OSError(28, "No space left on device")
+        return whole(path, text)
+
+    monkeypatch.setattr(outputs, "write_text", full)
+    project.write(FIRST, "raise KeyError('lost')")
+    assert project.run(FIRST) == 1
+    error = capsys.readouterr().err
+    assert f"error: KeyError in {FIRST}.ipynb, cell 1 of 1" in error and "raise KeyError('lost')" in error
+    assert "The notebook as far as it came: not written ([Errno 28] No space left on device)" in error
+
+
+def test_force_empties_folders_that_are_links_and_keeps_the_links(finished, monkeypatch, tmp_path):
+    disk, other, notebooks = tmp_path / "disk", tmp_path / "other", finished.outputs / "notebooks" / "smoke"
+    notebooks.rename(disk)
+    other.mkdir()
+    (other / "of_another").touch()
+    (disk / "linked").symlink_to(other)
+    notebooks.symlink_to(disk)
+    monkeypatch.setenv("FORCE", "1")
+    assert finished.run() == 0
+    assert finished.log == [FIRST, SECOND, THIRD]
+    assert notebooks.is_symlink() and not (disk / "linked").exists() and (other / "of_another").exists()
+
+
 def test_relative_paths_reach_the_kernel_as_absolute_ones(project, monkeypatch):
     (project.folder / "pairs.jsonl").touch()
-    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(outputs, "ROOT", project.folder)
     monkeypatch.setenv("RLHF_PROFILE", "gpt2")
     monkeypatch.setenv("RLHF_DATASET", "./pairs.jsonl")
     monkeypatch.setenv("RLHF_OUTPUTS", "outputs")

@@ -61,3 +61,30 @@ def test_too_many_models_are_refused():
     models = pd.concat(EXAMPLES["reward_against_gold"][0].assign(model=model) for model in COMPARED)
     with pytest.raises(ValueError, match="figure reward_against_gold: 4 models"):
         draw("reward_against_gold", models)
+
+
+def test_answers_with_a_high_reward_and_a_low_gold_score_are_shown_apart_and_counted():
+    frame = EXAMPLES["reward_against_gold"][0]
+    sft = frame[frame.model == "sft_full"]
+    shown = panels(example("reward_against_gold"))
+    for axes, (name, label) in zip(shown, (("sft_full", "full SFT"), ("ppo", "PPO (TRL)")), strict=True):
+        rows = frame[frame.model == name]
+        misleading = rows[(rows.reward > sft.reward.median()) & (rows.gold < sft.gold.median())]
+        apart = next(line for line in axes.lines if line.get_label() == label)
+        np.testing.assert_array_equal(apart.get_xdata(), misleading.gold)
+        np.testing.assert_array_equal(apart.get_ydata(), misleading.reward)
+        assert sum(len(line.get_xdata()) for line in axes.lines) == len(rows) == 300
+        assert axes.get_title(loc="left") == f"{label}: {len(misleading) / 300:.0%} of answers shaded"
+    assert 0 < len(misleading) < 300
+
+
+def test_probes_stand_in_the_order_of_their_reward_with_the_share_that_beats_the_chosen_answer():
+    frame = EXAMPLES["reward_probes"][0]
+    (axes,) = panels(example("reward_probes"))
+    probes = frame.iloc[1:].sort_values("reward", ascending=False)
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(probes.probe)
+    assert [text.get_text() for text in axes.texts] == [f"{share:.1%}" for share in probes.beats_chosen]
+    means, _, ends = intervals(axes)["spoiled answers, mean with 95 % interval"]
+    np.testing.assert_allclose(means, probes.reward)
+    np.testing.assert_allclose(ends, probes[["ci_low", "ci_high"]])
+    assert set(axes.lines[0].get_xdata()) == {frame.reward[0]}

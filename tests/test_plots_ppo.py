@@ -41,3 +41,16 @@ def test_kl_estimators_mark_the_means_and_count_every_answer():
     (axes,) = panels(example("kl_estimators"))
     assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([frame.k1.mean(), frame.k3.mean()])
     assert sum(patch.get_height() for patch in axes.patches) == 2 * len(frame)
+
+
+def test_answer_tokens_show_each_token_with_its_numbers_and_the_score_on_the_last():
+    frame = EXAMPLES["answer_tokens"][0]
+    ratio, reward, advantage = panels(example("answer_tokens"))
+    assert [label.get_text() for label in ratio.get_yticklabels()] == list(frame.token)
+    assert ratio.yaxis_inverted()
+    np.testing.assert_allclose([bar.get_width() for bar in ratio.patches], frame.log_ratio)
+    np.testing.assert_allclose([bar.get_width() for bar in advantage.patches], frame.advantage)
+    score, *penalties = reward.patches
+    np.testing.assert_allclose([bar.get_width() for bar in penalties], frame.kl_penalty)
+    assert score.get_width() == pytest.approx(1) and score.get_y() == penalties[-1].get_y()
+    assert score.get_x() + score.get_width() == pytest.approx(frame.reward.iloc[-1])

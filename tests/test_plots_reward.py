@@ -23,6 +23,18 @@ def test_error_kinds_and_slices_are_sorted():
     assert dashed == [0.5, reference]
 
 
+def test_length_difference_lays_both_sides_over_each_other_and_says_what_it_leaves_out():
+    frame = pd.DataFrame({"difference": [-60, -2, 0, 1, 2, 3], "count": [1, 2, 10, 3, 3, 1]})
+    (axes,) = panels(draw("length_difference", frame))
+    chosen, rejected = (patch.get_data() for patch in axes.patches)
+    assert list(chosen.edges[:3]) == list(rejected.edges[:3]) == [1, 3, 5]
+    assert list(chosen.values[:3]) == [6, 1, 0] and chosen.values.sum() == 7
+    assert list(rejected.values[:3]) == [2, 0, 0] and rejected.values[-1] == 1
+    labels = [patch.get_label() for patch in axes.patches]
+    assert labels == ["chosen longer: 35.0 % of pairs", "rejected longer: 15.0 % of pairs"]
+    assert [text.get_text() for text in axes.texts] == ["equally long, not drawn: 50.0 % of pairs"]
+
+
 def test_margins_stack_right_on_wrong_in_a_bin_that_holds_both():
     frame = pd.DataFrame({"margin": [-1, 0, 0, 1], "count": [4, 3, 2, 5], "correct": [False, True, False, True]})
     (axes,) = panels(draw("margins", frame))

@@ -17,24 +17,33 @@ def test_token_lengths_show_the_counts_of_the_frame():
         np.testing.assert_array_equal(values[shown], rows["count"])
 
 
-def test_cost_bars_write_the_value_at_each_bar():
-    first, *_, last = panels(example("cost_bars"))
-    assert [bar.get_height() for bar in first.patches] == [2_359_296, 2_359_296, 124_439_808]
-    assert [text.get_text() for text in first.texts] == ["2.36 M", "2.36 M", "124 M"]
-    assert [text.get_text() for text in last.texts] == ["0.345", "0.502", "0.412"]
+def test_cost_bars_stack_what_training_adds_on_the_weights():
+    memory, time = panels(example("cost_bars"))
+    weights, added = (container.patches for container in memory.containers)
+    assert [bar.get_width() for bar in weights] == [507.0, 168.4, 498.0]
+    assert [bar.get_x() + bar.get_width() for bar in added] == [1480.0, 1120.0, 2210.0]
+    assert [text.get_text() for text in memory.texts] == ["1,480", "1,120", "2,210"]
+    assert [text.get_text() for text in time.texts] == ["0.345", "0.502", "0.412"]
+    names = [text.get_text() for text in memory.get_yticklabels()]
+    assert names == ["LoRA\n2.36 M trained", "QLoRA\n2.36 M trained", "full\n124 M trained"]
 
 
 def test_a_cost_that_was_not_measured_is_said_to_be_so():
     frame = EXAMPLES["cost_bars"][0].assign(memory_megabytes=np.nan)
-    memory = panels(draw("cost_bars", frame))[2]
+    memory, _ = panels(draw("cost_bars", frame))
     assert {text.get_text() for text in memory.texts} == {"not measured"}
+    assert {bar.get_width() for bar in memory.patches} == {0}
 
 
-def test_learning_rates_ring_the_lowest_loss_of_each_method():
+def test_learning_rates_fill_and_name_the_lowest_loss_of_each_method():
     (axes,) = panels(example("learning_rates"))
-    rings = [line for line in axes.lines if line.get_markersize() > 10]
-    found = {(float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) for ring in rings}
+    filled = [line for line in axes.lines if line.get_markerfacecolor() != "white"]
+    found = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in filled}
     assert found == {(1e-3, 1.43), (3e-3, 1.52)}
+    assert {(text.get_text(), text.xy) for text in axes.texts} == {
+        ("full: 1e-3", (1e-3, 1.43)),
+        ("QLoRA: 3e-3", (3e-3, 1.52)),
+    }
 
 
 def test_stop_and_length_puts_the_limit_into_the_last_bin():

@@ -18,11 +18,29 @@ def test_overoptimisation_shows_gold_in_deviations_from_sft_and_marks_the_turns_
     assert not [line for line in panels(example("overoptimisation"))[0].lines if line.get_marker() == "v"]
 
 
+def test_points_of_a_seed_are_joined_in_the_order_of_their_distance():
+    frame, turns = EXAMPLES["overoptimisation"]
+    back = frame.assign(kl=frame.kl.where(frame.x != 30, 0.1))  # a policy that came back after it had gone far
+    (axes, *_) = panels(draw("overoptimisation", back, turns))
+    assert all(np.diff(line.get_xdata()).min() >= 0 for line in axes.lines if len(line.get_xdata()) > 2)
+    gold = back[(back.setting == "kl_coef 0.3, all pairs")].assign(gold=lambda rows: rows.gold / 2.1)
+    change = gold.gold - gold.groupby("seed").gold.transform("first")
+    assert lines(axes)["gold score"][1] == pytest.approx(change[gold.x == 30].mean())
+
+
+def test_the_gap_is_that_between_the_means_of_proxy_and_gold():
+    axes = panels(example("best_of_n"))[0]
+    (gap,) = axes.collections
+    corners = gap.get_paths()[0].vertices
+    shown = lines(axes)
+    for n, proxy, gold in zip((1, 64), shown["proxy reward"][[0, -1]], shown["gold score"][[0, -1]], strict=True):
+        assert {proxy, gold} <= set(corners[corners[:, 0] == n][:, 1])
+
+
 def test_best_of_n_starts_every_curve_at_zero():
     (axes, *_) = panels(example("best_of_n"))
-    assert {name: y[0] for name, y in lines(axes).items()} == pytest.approx(
-        {"proxy reward": 0, "second judge": 0, "gold score": 0}
-    )
+    starts = {name: y[0] for name, y in lines(axes).items() if name != "over-optimised after"}
+    assert starts == pytest.approx({"proxy reward": 0, "second judge": 0, "gold score": 0})
     marks = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "v"]
     assert marks == [[16]]  # of the one seed where it was found
 
@@ -46,3 +64,10 @@ def test_frontier_joins_the_best_of_n_of_a_seed_in_the_order_of_their_distance()
     joined = [line for line in reward.lines if line.get_marker() == "P"]
     assert [len(line.get_xdata()) for line in joined] == [3, 3]
     assert all(np.diff(line.get_xdata()).min() > 0 for line in joined)
+    assert sorted(text.get_text() for text in reward.texts) == ["n = 16", "n = 4", "n = 64"]
+
+
+def test_frontier_shows_the_references_as_a_line_across_the_gold_score_alone():
+    reward, gold = panels(example("frontier"))
+    assert "references" not in lines(reward) and set(lines(gold)["references"]) == {4.5}
+    assert "reference" not in lines(gold)

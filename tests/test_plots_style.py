@@ -27,8 +27,8 @@ def test_models_stand_in_their_order_and_unknown_ones_get_a_colour_of_their_own(
 
 
 def test_bins_that_the_frame_leaves_out_are_drawn_empty():
-    frame = pd.DataFrame({"difference": [-10, 5, 15], "count": [1, 2, 3]})
-    (axes,) = panels(draw("length_difference", frame))
+    frame = pd.DataFrame({"margin": [-10, 5, 15], "count": [1, 2, 3], "correct": [True] * 3})
+    (axes,) = panels(draw("margins", frame))
     values, edges, _ = axes.patches[0].get_data()
     np.testing.assert_array_equal(values, [1, 0, 0, 2, 0, 3])
     np.testing.assert_array_equal(edges, [-10, -5, 0, 5, 10, 15, 20])

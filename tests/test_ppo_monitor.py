@@ -20,6 +20,20 @@ def test_variety_is_that_of_the_tokens_up_to_the_end_of_each_answer():
     assert monitor.variety(nothing, nothing) == {"distinct_2": 0.0, "repetition": 0.0}
 
 
+def test_update_at_which_values_have_been_outside_often_enough_in_a_row():
+    values = pd.Series([1.0, 5, 5, 1, 5, 5, 5, 5])
+    assert monitor.first_outside(values, 0, 2) == 7  # the first two are too few in a row
+    assert monitor.first_outside(values, 0, 5) is None and monitor.first_outside(values[:6], 0, 2) is None
+    assert monitor.first_outside(values, pd.Series([2.0] * 4 + [9] * 4), pd.Series([9.0] * 8)) == 6  # low counts too
+    assert monitor.first_outside(pd.Series([np.nan] * 5), 0, 2) is None
+
+
+def test_band_is_the_range_of_the_good_runs_widened_by_its_mean_width():
+    runs = pd.DataFrame({"update": [1, 2, 1, 2], "kl": [0.0, 4.0, 1.0, 7.0]})  # 0 to 1, then 4 to 7: 2 wide on average
+    low, high = monitor.band(runs, "kl")
+    assert (low.tolist(), high.tolist()) == ([-2, 2], [3, 9]) and low.index.tolist() == [1, 2]
+
+
 def good(updates: int = 20) -> pd.DataFrame:
     fall = np.linspace(1, 0.8, updates)
     return pd.DataFrame(

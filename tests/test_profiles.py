@@ -122,7 +122,7 @@ def test_hub_names_are_taken_as_they_are(monkeypatch):
 def test_local_path_becomes_absolute_so_that_every_notebook_finds_it(monkeypatch, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("{}")
     (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(outputs, "ROOT", tmp_path)
     monkeypatch.setenv("RLHF_DATASET", "pairs.jsonl")
     monkeypatch.setenv("RLHF_MODEL", "./model")
     profile = load_profile("gpt2")

@@ -80,6 +80,15 @@ def test_what_a_run_writes_is_ignored_and_the_committed_results_are_not():
     assert ignored == paths[:2]
 
 
+def test_faults_of_the_table_are_provoked_by_tests_that_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 40
+    missing = [
+        (file, test) for file, test in named if f"\ndef {test}(" not in (ROOT / "tests" / file).read_text("utf-8")
+    ]
+    assert not missing
+
+
 def test_forced_study_repeats_the_study_and_no_run():
     command = ["make", "--dry-run", "study", "FORCE=1"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -89,6 +98,13 @@ def test_forced_study_repeats_the_study_and_no_run():
         "scripts/study.py",
         "FORCE= scripts/run_notebooks.py 4_overoptimisation",
     ]
+
+
+def test_forced_troubleshooting_repeats_its_study_and_no_run():
+    command = ["make", "--dry-run", "troubleshooting", "FORCE=1"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps = [line.replace(".venv/bin/python ", "") for line in printed.splitlines() if "scripts/" in line]
+    assert steps == ["scripts/troubleshooting.py", "FORCE= scripts/run_notebooks.py 5_troubleshooting"]
 
 
 @pytest.mark.parametrize(("model", "installs"), [("smollm2", True), ("some/other", False)])

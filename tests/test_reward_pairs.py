@@ -141,7 +141,7 @@ def test_length_differences_and_kinds_of_error_are_counted(profile_with_base):
     data_pipeline = stage_module("02_reward_modeling/data_pipeline.py")
     pairs = Dataset.from_dict({"chosen": ["a b c", "a", "a b"], "rejected": ["a", "a", "a b c d e"]})
     frame = data_pipeline["length_differences"](pairs)
-    assert list(frame.itertuples(index=False, name=None)) == [(-4, 1), (0, 1), (2, 1)]
+    assert list(frame.itertuples(index=False, name=None)) == [(-3, 1), (0, 1), (2, 1)]
     rows = load_preferences(profile_with_base)["test"]
     kinds = data_pipeline["by_error"](profile_with_base, rows)
     assert kinds.n.sum() == len(rows) and kinds.share.sum() == pytest.approx(1)

@@ -1,9 +1,13 @@
 """Supervised fine-tuning: what is learned from which tokens, and trainers that learn it."""
 
 import dataclasses
+import math
 
 from rlhf import models, outputs, runtime, sft
 from rlhf.data import load_preferences
+from rlhf.lab import gold_score
+from rlhf.lab.corpus import RATER_TEMPERATURE
+from rlhf.lab.world import parse_question
 from rlhf.reward.scoring import encode
 from rlhf.template import format_prompt
 
@@ -275,3 +279,13 @@ def test_lengths_are_counted_in_bins_of_tokens(profile_with_base):
         length = len(tokenizer(rows[0][column])["input_ids"])
         shown = frame[(frame.text == column) & (frame["count"] > 0)]
         assert shown["count"].tolist() == [1] and shown.tokens.tolist() == [length // 4 * 4]
+
+
+def test_the_pair_to_look_at_is_one_that_the_rater_was_right_but_unsure_about(profile):
+    row = prepare_data["unsure_pair"](profile)
+    pairs = load_preferences(profile)["train"]
+    place = list(pairs["prompt"]).index(row.prompt)
+    assert (row.chosen, row.rejected) == (pairs[place]["chosen"], pairs[place]["rejected"])
+    assert parse_question(row.prompt).condition
+    gap = gold_score(row.prompt, row.chosen) - gold_score(row.prompt, row.rejected)
+    assert 0 < gap < math.log(0.95 / 0.05) * RATER_TEMPERATURE

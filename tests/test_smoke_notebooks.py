@@ -5,6 +5,7 @@ from pathlib import Path
 from rlhf import outputs, registry, studies
 from rlhf.notebooks.execution import find_notebooks
 from rlhf.notebooks.staleness import name_of
+from rlhf.studies.faults import FAULTS
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ WRITES = {
     "01_supervised_finetuning/2_finetune_qlora": [
         "checkpoints/sft_qlora_final",
         "evaluation/finetune_cost.json",
+        "plots/lora_block.png",
         "plots/finetune_cost.png",
         "plots/sft_loss_qlora.png",
         "logs/sft_qlora",
@@ -62,6 +64,7 @@ WRITES = {
         "checkpoints/ppo_trl_final",
         "evaluation/ppo_curve.csv",
         "evaluation/reward_unit.json",
+        "plots/ppo_data_flow.png",
         "plots/ppo_curve.png",
         "logs/ppo_trl",
     ],
@@ -69,9 +72,11 @@ WRITES = {
         "checkpoints/ppo_scratch_final",
         "checkpoints/ppo_aligned_final",
         "evaluation/ppo_curve.csv",
+        "evaluation/ppo_answer.csv",
         "evaluation/ppo_choice.csv",
         "plots/ppo_clipped_objective.png",
         "plots/ppo_kl_estimators.png",
+        "plots/ppo_answer.png",
         "plots/ppo_curves.png",
         "logs/ppo_scratch",
     ],
@@ -82,6 +87,7 @@ WRITES = {
         "evaluation/gold.csv",
         "evaluation/gold_gap.csv",
         "evaluation/gold_gain.csv",
+        "evaluation/length_vs_sft.csv",
         "evaluation/best_of_four.csv",
         "evaluation/kl.csv",
         "evaluation/paired.csv",
@@ -105,6 +111,11 @@ WRITES = {
         "plots/best_of_n.png",
         "plots/judge.png",
         "plots/frontier.png",
+    ],
+    "03_ppo_alignment/5_troubleshooting": [
+        *(f"evaluation/{name}" for name in studies.TROUBLESHOOTING),
+        *(f"plots/troubleshooting_{name}.png" for name in FAULTS),
+        "plots/troubleshooting_alarms.png",
     ],
 }
 pytestmark = pytest.mark.slow
@@ -135,9 +146,18 @@ def test_tables_of_the_evaluation_have_the_promised_columns(smoke, name):
     assert table["mean"].between(table["ci_low"], table["ci_high"]).all()
 
 
+def test_rewards_of_one_answer_are_its_kl_penalties_and_on_the_last_token_the_score_too(smoke):
+    answer = pd.read_csv(place(smoke, "evaluation/ppo_answer.csv"))
+    assert (answer.log_ratio * answer.kl_penalty <= 0).all() and answer.log_ratio.any()
+    score = answer.reward - answer.kl_penalty
+    assert not score[:-1].any() and score.iloc[-1]
+    assert answer.baseline.nunique() == 1  # the mean of the other answers
+
+
 def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
     again = run_all_notebooks(tmp_path / "outputs")
-    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in studies.FILES)
+    of_studies = {*studies.FILES, *studies.TROUBLESHOOTING}  # which are not made a second time
+    tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in of_studies)
     assert len(tables) > 15
     first, second = (
         {name: place(folder, f"evaluation/{name}").read_bytes() for name in tables} for folder in (smoke, again)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from rlhf import generation, metrics, outputs
 from rlhf.data import drop_too_long, load_preferences
 from rlhf.generation import Answer
+from rlhf.lab import gold_table
 from rlhf.lab.fluency import foreign_pairs
 from rlhf.profiles import Profile
 
 import numpy as np
+import pandas as pd
 
 DECODINGS = ("beam", "sample")
 DRAWS = 2  # sampled answers to each prompt in the last evaluation: answers to one prompt differ more than prompts do
@@ -84,6 +86,27 @@ def evaluate_answers(
         for prompt, reference, answer in zip(prompts, references, answers["beam"], strict=True)
     ]
     outputs.write_json(profile, f"predictions_{name}.json", predictions)
+
+
+def length_rows(profile: Profile, prompts: list[str], texts: dict[str, dict[str, list[str]]], against: str):
+    """For each decoding and model, the share of answers with more words than that of `against` to the same prompt.
+
+    texts[decoding][model]: "sample" holds DRAWS rounds over the prompts. Columns: model, against, decoding, longer,
+    ci_low, ci_high, words, words_against, wins_by_gold (over `against`; empty for real data), n.
+    """
+    rows = []
+    for decoding, of_model in texts.items():
+        asked = prompts * (DRAWS if decoding == "sample" else 1)
+        words = {name: np.array([len(text.split()) for text in given]) for name, given in of_model.items()}
+        gold = {name: gold_table(profile, asked, given).get("gold") for name, given in of_model.items()}
+        for name in (name for name in words if name != against):
+            longer = words[name] > words[against]
+            longer = per_prompt(longer) if decoding == "sample" else longer
+            means = words[name].mean(), words[against].mean()
+            won = np.nan if gold[name] is None else metrics.wins(gold[name], gold[against]).mean()
+            rows.append((name, against, decoding, *metrics.bootstrap_interval(longer), *means, won, len(prompts)))
+    columns = ["longer", "ci_low", "ci_high", "words", "words_against", "wins_by_gold", "n"]
+    return pd.DataFrame(rows, columns=["model", "against", "decoding", *columns])
 
 
 def evaluated_before(profile: Profile) -> set[str]:

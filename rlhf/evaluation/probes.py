@@ -73,3 +73,12 @@ def chosen_by_rule(gain: np.ndarray, seed: int) -> dict[str, int]:
     left = np.setdiff1d(np.arange(len(gain)), list(found.values()))
     drawn = np.random.default_rng(seed).permutation(left)[:5]
     return {label: int(i) for label, i in (found | {f"random {k + 1}": i for k, i in enumerate(drawn)}).items()}
+
+
+def largest_disagreement(reward_gain: np.ndarray, gold_gain: np.ndarray) -> int:
+    """The prompt with the largest rise in reward that comes with as large a fall in gold score, by number.
+
+    reward_gain, gold_gain: (prompts,), what one model's answer has over another's, in standard deviations of the
+    other's. It is the prompt where the smaller one of rise and fall is largest.
+    """
+    return int(np.minimum(reward_gain, -gold_gain).argmax())

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf import metrics, outputs, runtime
+from rlhf import download, metrics, outputs, runtime
 from rlhf.evaluation.answers import DECODINGS, decode
 from rlhf.generation import context_of, trunk_of
 from rlhf.profiles import Profile
@@ -30,7 +30,7 @@ def load_published_policy(folder: Path, stage: str):
     """A policy and its tokenizer out of a folder laid out as a published repository: <folder>/<stage>/.
 
     Its tokenizer may pad with EOS, as published ones do; for decoding that is no harm. Raises FileNotFoundError where
-    the stage is missing.
+    the stage is missing, and ValueError for a folder that is not loaded (download.fault_of).
     """
     path = _stage(folder, stage)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -72,6 +72,8 @@ def _stage(folder: Path, stage: str) -> Path:
     if not path.is_dir():
         found = ", ".join(sorted(p.name for p in Path(folder).iterdir() if p.is_dir())) or "no folder"
         raise FileNotFoundError(f"{outputs.show(folder)} has no {stage} (found: {found}); give one that has it.")
+    if fault := download.fault_of(path):
+        raise ValueError(f"{outputs.show(folder)}: {stage} {fault}")
     return path
 
 

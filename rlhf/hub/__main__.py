@@ -8,8 +8,6 @@ from rlhf.hub.publish import publish
 from rlhf.hub.pull import pull
 from rlhf.profiles import load_profile
 
-from huggingface_hub.errors import HfHubHTTPError
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 2 where it can't be done."""
@@ -27,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"pulled {', '.join(pull(profile, options.repository, options.revision))}")
             return 0
         files = publish(profile, options.repository, private=not options.public, dry_run=not options.upload)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, size in files.items():

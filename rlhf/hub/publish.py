@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from rlhf import outputs
+from rlhf.download import as_one_line
 from rlhf.hub import cards
 from rlhf.hub.pull import MANIFEST, read_manifest, safe_files
 from rlhf.profiles import Profile
@@ -27,9 +28,12 @@ def publish(profile: Profile, repo_id: str, private: bool = True, dry_run: bool 
     with tempfile.TemporaryDirectory() as folder:
         files = assemble(profile, repo_id, Path(folder))
         if not dry_run:
-            create_repo(repo_id, private=private, exist_ok=True)
             message = f"Checkpoints of the {profile.name} profile"
-            upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message)
+            with as_one_line(
+                f"{repo_id} can't be published", "check connection, token and name, and publish it again."
+            ):
+                create_repo(repo_id, private=private, exist_ok=True)
+                upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message)
     return files
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from rlhf import outputs, registry
-from rlhf.download import SAFE_FILES, fetch
+from rlhf.download import SAFE_FILES, fault_of, fetch
 from rlhf.profiles import PROFILES, Profile
 
 MANIFEST = "rlhf.json"  # at the root of a published repository: its profile, which policy is the aligned one, prompts
@@ -21,8 +21,8 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
 
     repo_id: a repository that `publish` made, or a local folder laid out like it; run.json notes which, and its commit.
     A base that is not published again is fetched from where it is. Raises ConnectionError where something can't be
-    fetched, and before anything is written ValueError for a repository of another profile, with a checkpoint missing or
-    a link that leads out of it, and for outputs that hold a run of their own.
+    fetched, and before anything is written ValueError for a repository of another profile, with a checkpoint missing
+    or refused (download.fault_of) or a link that leads out of it, and for outputs that hold a run of their own.
     """
     _refuse_to_replace_a_run(profile)
     source, name = fetch(repo_id, revision), outputs.show_name(repo_id)
@@ -40,6 +40,9 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
         del files["base"]
     if missing := [key for key, found in files.items() if not any(file.suffix == ".safetensors" for file in found)]:
         raise ValueError(f"{name} lacks {', '.join(missing)}; publish it again after a complete run.")
+    for checkpoint in files:
+        if fault := fault_of(folders[checkpoint]):
+            raise ValueError(f"{name}: {checkpoint} {fault}")
     commit = source.name if source.parent.name == "snapshots" else None  # as the Hub's cache lays it out
     # Noted first: what an interrupted pull leaves behind must not pass for a run of its own.
     pulled = {"from": name, "commit": commit}

@@ -1,11 +1,11 @@
 """The offline world: a corpus of questions and answers, a gold score that is the truth, and a small base model."""
 
-from rlhf.lab.gold import WEIGHTS, gold_parts, gold_score
+from rlhf.lab.gold import WEIGHTS, gold_by_sentence, gold_parts, gold_score
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["WEIGHTS", "gold_agreement", "gold_parts", "gold_score", "gold_table"]
+__all__ = ["WEIGHTS", "gold_agreement", "gold_by_sentence", "gold_parts", "gold_score", "gold_table"]
 
 
 def gold_agreement(profile, rows) -> np.ndarray:

@@ -1,8 +1,7 @@
 """The lab corpus: preference pairs labelled by a noisy rater over the gold score, and text to pretrain on.
 
 A pair is a question, a good answer and a second answer of a known kind: one of eleven kinds of error, or another
-good answer. The rater prefers by a Bradley-Terry model of the gold scores, so labels carry the noise of real ones:
-P(a preferred to b) = sigmoid((gold(a) - gold(b)) / RATER_TEMPERATURE).
+good answer. The rater prefers by a Bradley-Terry model of the gold scores, so labels carry the noise of real ones.
 """
 
 import math
@@ -245,6 +244,11 @@ def _questions_of(split: str) -> tuple[Question, ...]:
     return tuple(question for question in questions() if question.combination in wanted)
 
 
+def rater_prefers(first: float, second: float) -> float:
+    """The probability that the rater prefers an answer of gold score `first` to one of `second`."""
+    return 1 / (1 + math.exp((second - first) / RATER_TEMPERATURE))
+
+
 @cache
 def preference_table(split: str, size: int, seed: int) -> pd.DataFrame:
     """`size` labelled pairs of a split, each about another question.
@@ -267,7 +271,7 @@ def preference_table(split: str, size: int, seed: int) -> pd.DataFrame:
             second = bad_answer(rng if error in OTHER_FORM else random.Random(form), question, error)
             gold = gold_score(question.text, first), gold_score(question.text, second)
         sides = (first, gold[0]), (second, gold[1])
-        prefers_first = rng.random() < 1 / (1 + math.exp((gold[1] - gold[0]) / RATER_TEMPERATURE))
+        prefers_first = rng.random() < rater_prefers(*gold)
         (chosen, more), (rejected, less) = sides if prefers_first else reversed(sides)
         rows.append((question.text, chosen, rejected, error, more < less, more, less))
     columns = ["prompt", "chosen", "rejected", "error", "flipped", "gold_chosen", "gold_rejected"]

@@ -9,21 +9,33 @@ import re
 from collections import Counter, defaultdict, namedtuple
 from functools import cache, lru_cache
 
-from rlhf.lab.world import FACTS, POINTS, Activity, families, fill, normalise, parse_question, phrases, sentences
+from rlhf.lab.world import (
+    FACTS,
+    POINTS,
+    Activity,
+    families,
+    fill,
+    normalise,
+    parse_question,
+    phrases,
+    sentences,
+    written_sentences,
+)
 
-WEIGHTS = {
-    "object": 1.5,  # relevance: about the thing asked for ...
-    "activity": 1.5,  # ... and about what is to be done with it; both by half where only one point is made, 0 for none
-    "completeness": 1.5,  # share of the facts that a complete answer names; none where most objects named are others
-    "order": 1.0,  # at least two points, in the order of the plan: the opening first, a first step behind the points
-    "condition": 0.75,  # the condition in the question is answered; not where most objects named are others
-    "tip": 0.75,  # one tip that fits
-    "ended": 0.5,  # the last sentence is finished
-    "repetition": -0.75,  # each, at most four
-    "filler": -0.4,  # each sentence off the topic, each fact of the activity not asked for; at most four
-    "foreign": -0.75,  # each other object, fact of another activity, condition not asked for; at most three
-    "garbled": -0.75,  # each sentence that is not one of the world's, at most four
+RUBRIC = {  # each part's weight, and what earns it
+    "object": (1.5, "share of the objects named that is asked for (half with one point, 0 with none)"),
+    "activity": (1.5, "share of the facts on the activity asked for (half with one point, 0 with none)"),
+    "completeness": (1.5, "share of the points of a complete answer (0 where most objects are others)"),
+    "order": (1.0, "two points or more in their order, the opening before, a first step behind them"),
+    "condition": (0.75, "the condition in the question is answered (0 where most objects are others)"),
+    "tip": (0.75, "one tip that fits"),
+    "ended": (0.5, "the last sentence is finished"),
+    "repetition": (-0.75, "each fact or sentence that is said again, at most four"),
+    "filler": (-0.4, "each sentence off the topic, each fact of the activity not asked for; at most four"),
+    "foreign": (-0.75, "each other object, fact of another activity, other condition; at most three"),
+    "garbled": (-0.75, "each sentence that is not one of the world's, at most four"),
 }
+WEIGHTS = {part: weight for part, (weight, _) in RUBRIC.items()}
 _AT_MOST = {"repetition": 4, "filler": 4, "foreign": 3, "garbled": 4}
 _OBJECT = "@"
 # A phrase of world.toml. owner: the verb of its activity, or the family for what is done under a condition; field: one
@@ -65,6 +77,11 @@ def _openings(activity: Activity, object_: str) -> frozenset[str]:
 def mask_objects(text: str) -> str:
     """The normalised text with one word, `@`, for each object of the world."""
     return _patterns()[0].sub(_OBJECT, normalise(text))
+
+
+def objects_in(text: str) -> list[str]:
+    """The objects of the world that a text names, in their order."""
+    return _patterns()[0].findall(normalise(text))
 
 
 def _core(text: str) -> str:
@@ -111,7 +128,7 @@ def _read(sentence: str) -> Sentence:
         i += len(phrase)
     listed = re.sub(r"\bztools(?: ztools)* and ztools\b", "ztools", " ".join(form))
     runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    objects = _patterns()[0].findall(sentence)
+    objects = objects_in(sentence)
     whole = listed in _forms()
     return Sentence(core, objects, facts, whole, not whole and len(runs) != len(set(runs)))
 
@@ -175,3 +192,18 @@ def _in_order(kind: str, read: list[Sentence], own: list[Fact], points: list[int
 def gold_score(prompt: str, response: str) -> float:
     """How good the answer really is: at most 7.5 where the question has a condition, 6.75 elsewhere; -9.85 at worst."""
     return round(sum(gold_parts(prompt, response).values()), 6)
+
+
+def gold_by_sentence(prompt: str, response: str) -> list[tuple[str, dict[str, float]]]:
+    """Each sentence of the response as written, with what it adds to each part; the sums over them are `gold_parts`.
+
+    What a sentence adds is the part of the answer up to it, less the part of the answer before it: an order is earned
+    by the sentence that completes it, and a negative number is what the sentence costs. Only the last one has an end.
+    """
+    written, before, added = written_sentences(response) or [""], dict.fromkeys(WEIGHTS, 0.0), []
+    for count in range(1, len(written) + 1):
+        parts = gold_parts(prompt, "\n".join(written[:count]))
+        parts["ended"] *= count == len(written)
+        added.append((written[count - 1], {part: round(parts[part] - before[part], 9) for part in WEIGHTS}))
+        before = parts
+    return added

@@ -104,9 +104,14 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
+def written_sentences(text: str) -> list[str]:
+    """The sentences of a text as they are written."""
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a text, normalised; those without a word are left out."""
-    return [sentence for part in re.split(r"(?<=[.!?])\s+|\n+", text) if (sentence := normalise(part))]
+    return [sentence for part in written_sentences(text) if (sentence := normalise(part))]
 
 
 @cache

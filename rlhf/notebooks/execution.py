@@ -25,13 +25,19 @@ from rlhf.profiles import Profile, set_up, variable_of
 
 import nbformat
 import pandas as pd
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-EVALUATION, STUDY = "03_ppo_alignment/3_evaluation", "03_ppo_alignment/4_overoptimisation"
+EVALUATION = "03_ppo_alignment/3_evaluation"
+# Notebooks that draw a study, and the command that makes it: no run executes them unless they are named.
+STUDIES = {
+    "03_ppo_alignment/4_overoptimisation": "make study",
+    "03_ppo_alignment/5_troubleshooting": "make troubleshooting",
+}
 TIME_LINE = re.compile(r"^\*Time:.*$", re.MULTILINE)
 
 
@@ -68,18 +74,20 @@ def start_over(profile: Profile) -> None:
     Several notebooks add rows to one CSV, so old rows would stay. Runs with other seeds have outputs of their own.
     """
     for kind in ("checkpoints", "logs", "notebooks", "evaluation", "plots"):
-        shutil.rmtree(outputs.root() / kind / profile.name, ignore_errors=True)
+        folder = outputs.root() / kind / profile.name
+        for entry in folder.iterdir() if folder.is_dir() else ():  # what is in it: the folder may be a link to a disk
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     set_up(profile)
 
 
 def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Path]:
-    """The notebooks to execute: the named ones, or the first unfinished one and all after it but the study's."""
+    """The notebooks to execute: the named ones, or the first unfinished one and all after it but the studies'."""
     if names:
         unknown = [name for name in names if not any(name in name_of(path) for path in notebooks)]
         if unknown:
             raise ValueError(f"no notebook matches {unknown[0]!r}; there are {', '.join(map(name_of, notebooks))}.")
         return [path for path in notebooks if any(name in name_of(path) for name in names)]
-    notebooks = [path for path in notebooks if name_of(path) != STUDY]
+    notebooks = [path for path in notebooks if name_of(path) not in STUDIES]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
 
@@ -114,7 +122,8 @@ def describe_run(profile: Profile, root: Path) -> dict:
 
 def kernel_environment(profile: Profile) -> dict[str, str]:
     """The environment of the kernels: the profile that was chosen here, whatever folder they run in."""
-    environment = os.environ | {
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # a kernel has its own
+    environment = inherited | {
         "RLHF_PROFILE": profile.name,
         "RLHF_OUTPUTS": str(outputs.root().resolve()),
         "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -190,7 +199,6 @@ def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: P
     Raises CellExecutionError, DeadKernelError, or KeyboardInterrupt once the kernel is gone.
     """
     peak = None
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # the python3 kernel of this environment, no other
 
     def end_cell(**_) -> None:
         nonlocal peak
@@ -209,6 +217,8 @@ def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: P
         on_cell_execute=progress.start_cell,
         on_cell_executed=end_cell,
     )
+    # This interpreter's own kernel, whatever kernel is called python3 in the folders that Jupyter searches.
+    client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
     # In a thread of its own nbclient leaves the signals alone, and Ctrl-C arrives here.
     with ThreadPoolExecutor(max_workers=1) as pool:
         execution = pool.submit(lambda: asyncio.run(client.async_execute(env=environment)))
@@ -262,7 +272,12 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     }
     if error is None:
         set_time(notebook, seconds, profile.name, runtime.hardware())
-    outputs.write_text(copy, nbformat.writes(notebook) + "\n")
+    try:
+        outputs.write_text(copy, nbformat.writes(notebook) + "\n")
+    except OSError as full:  # a disk that is full is often why the cell failed, which must be said all the same
+        if error is None:
+            raise
+        copy = f"not written ({full})"
     if error is None:
         memory = {} if peak is None else {"peak_memory_mb": {name_of(path): peak}}
         outputs.update_run(profile, notebooks={name_of(path): seconds}, **memory)
@@ -271,7 +286,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     return 130 if outcome == "interrupted" else 1
 
 
-def report(error: BaseException, path: Path, cell: str, copy: Path) -> None:
+def report(error: BaseException, path: Path, cell: str, copy: Path | str) -> None:
     """Say on stderr what stopped the run, where, and how to go on."""
     where = f"{name_of(path)}.ipynb, {cell}"
     if isinstance(error, CellExecutionError):
@@ -299,7 +314,8 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
     first = notebooks.index(chosen[0])
     if first:
         print(f"Starting with notebook {first + 1} of {len(notebooks)}.")
-    for stale in notebooks[first:]:  # what follows was made from what is made anew
+    alone = all(name_of(path) in STUDIES for path in chosen)
+    for stale in chosen if alone else notebooks[first:]:  # what follows was made from what is made anew
         copy_of(stale, profile).unlink(missing_ok=True)
     if not first:
         (outputs.evaluation_dir(profile) / "run.json").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from rlhf import outputs, studies
-from rlhf.notebooks.execution import ANSI, STUDY, set_time
+from rlhf.notebooks.execution import ANSI, STUDIES, set_time
 from rlhf.notebooks.staleness import copy_of, is_finished, name_of
 from rlhf.profiles import Profile
 from rlhf.studies import seeds
@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 
 STUDY_PLOTS = ("relevance", "data_size", "overoptimisation", "best_of_n", "judge", "frontier")
 KEPT_WITHOUT_STUDY = {"seeds.csv", "ppo_grid.csv", *studies.FILES, *(f"{name}.png" for name in STUDY_PLOTS)}
+TROUBLESHOOTING = "troubleshooting"  # how the names of all files begin that `make troubleshooting` makes
 MAX_BYTES = 400_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
@@ -132,8 +133,8 @@ def render_all(notebooks: list[Path], profile: Profile) -> list[str]:
     """Render all notebooks, or none of them: returns why not, a line for each notebook that can't be."""
     problems, rendered, commits = [], {}, set()
     for path in notebooks:
-        if name_of(path) == STUDY and not copy_of(path, profile).exists():
-            print(f"{name_of(path)}: not executed (make study); it keeps its outputs")
+        if name_of(path) in STUDIES and not copy_of(path, profile).exists():
+            print(f"{name_of(path)}: not executed ({STUDIES[name_of(path)]}); it keeps its outputs")
             continue
         if reason := why_not(path, profile):
             problems.append(f"{name_of(path)}: {reason}")
@@ -156,8 +157,8 @@ def render_all(notebooks: list[Path], profile: Profile) -> list[str]:
 def copy_results(profile: Profile) -> None:
     """Make results/ what this run measured and drew.
 
-    Kept is what only `make study` and `make grid` make where they have not run here, and the rows of other seeds where
-    `make seeds` has not. What is kept or deleted is printed.
+    Kept is what only `make study`, `make troubleshooting` and `make grid` make where they have not run here, and the
+    rows of other seeds where `make seeds` has not. What is kept or deleted is printed.
     """
     tables = {} if (outputs.evaluation_dir(profile) / "seeds.csv").exists() else _with_other_seeds(profile)
     for folder in (outputs.evaluation_dir, outputs.plots_dir):
@@ -166,7 +167,7 @@ def copy_results(profile: Profile) -> None:
         for name in sorted(made):
             outputs.replace(old / name, functools.partial(shutil.copyfile, new / name))
         for path in sorted(path for path in old.iterdir() if path.name not in made):
-            kept = path.name in KEPT_WITHOUT_STUDY
+            kept = path.name in KEPT_WITHOUT_STUDY or path.name.startswith(TROUBLESHOOTING)
             print(f"{outputs.show(path)}: {'kept, of an earlier study' if kept else 'deleted, no longer made'}")
             if not kept:
                 path.unlink()

@@ -3,7 +3,6 @@
 import math
 
 from rlhf.lab.gold import WEIGHTS
-from rlhf.metrics import bootstrap_interval
 from rlhf.plots import style
 
 import numpy as np
@@ -99,30 +98,45 @@ def gold_parts(frame: pd.DataFrame, title: str = "Parts of the gold score (mean 
 
 @style.draws("model reward gold")
 def reward_against_gold(frame: pd.DataFrame) -> Figure:
-    """Proxy against truth for at most two models, one point per prompt."""
+    """Reward over gold score of the answers of at most two models, one point per prompt, in a panel for each.
+
+    Shaded are the answers that mislead PPO: reward above, gold score below the median of the first model's answers.
+    """
     series = style.each_series(frame, "model")
     if len(series) > 2:
-        raise ValueError(f"{len(series)} models hide each other; give at most 2.")
-    title = "Reward and gold score of each answer (cross: mean with 95 % interval)"
-    figure, (axes,) = style.new_panels(title, 4.2)
-    for rows, look in series:
-        axes.scatter(rows.gold, rows.reward, s=9, alpha=0.3, color=look["color"], linewidths=0)
-    for rows, look in series:
-        (x, *x_ends), (y, *y_ends) = bootstrap_interval(rows.gold), bootstrap_interval(rows.reward)
-        errors = {"xerr": np.abs([[end - x] for end in x_ends]), "yerr": np.abs([[end - y] for end in y_ends])}
-        axes.errorbar(x, y, **errors, color="white", elinewidth=6, zorder=3)  # sets the cross off from the points
-        axes.errorbar(x, y, **errors, **look, elinewidth=2.6, markersize=4, zorder=4)
-    style.label(axes, "gold score (points)", "reward (logit)")
-    return style.legend(figure)
+        raise ValueError(f"{len(series)} models don't fit beside each other; give at most 2.")
+    first, first_look = series[0]
+    reward, gold = first.reward.median(), first.gold.median()
+    title = f"Answers with reward above and gold score below {first_look['label']}'s medians (shaded)"
+    figure, panels = style.new_panels(title, 3.8, 1, len(series), sharex=True, sharey=True)
+    for axes, (rows, look) in zip(panels, series, strict=True):
+        inside = (rows.reward > reward) & (rows.gold < gold)
+        points = {"linestyle": "none", "markeredgewidth": 0, "marker": look["marker"], "color": look["color"]}
+        axes.plot(rows.gold[~inside], rows.reward[~inside], alpha=0.25, markersize=3.5, **points)
+        axes.plot(rows.gold[inside], rows.reward[inside], markersize=4.5, label=look["label"], **points)
+        style.label(axes, "gold score (points)", "", f"{look['label']}: {inside.mean():.0%} of answers shaded")
+        style.ticks(axes.xaxis, 5)
+    ends = panels[0].get_xlim(), panels[0].get_ylim()
+    for axes in panels:
+        axes.fill_between([ends[0][0], gold], reward, ends[1][1], color=style.GREY, alpha=0.2, linewidth=0, zorder=0)
+        axes.set(xlim=ends[0], ylim=ends[1])
+    panels[0].set_ylabel("reward (logit)")
+    return figure
 
 
-@style.draws("probe reward ci_low ci_high")
+@style.draws("probe reward ci_low ci_high beats_chosen")
 def reward_probes(frame: pd.DataFrame) -> Figure:
-    """The reward of each probe beside that of the chosen answers, the first row."""
-    title = "Reward of answers that deserve none (mean with 95 % interval)"
-    figure, (axes,) = style.new_panels(title, 1.4 + 0.36 * len(frame))
-    axes.axvline(frame.reward.iloc[0], color=style.GREEN, linestyle="--", label="chosen answers")
-    style.points(axes, range(len(frame)), frame, "reward", across=True, color=style.BLUE, marker="D")
-    style.name_rows(axes, list(frame.probe))
-    style.label(axes, "reward (logit)", "answer")
+    """How far the reward of each probe is from that of the chosen answers, the first row, and how often it beats it."""
+    chosen, probes = frame.reward.iloc[0], frame.iloc[1:].sort_values("reward", ascending=False, kind="stable")
+    title = "Reward of spoiled answers, and how often each beats the chosen one"
+    figure, (axes,) = style.new_panels(title, 1.5 + 0.36 * len(frame))
+    axes.axvline(chosen, color=style.GREEN, linestyle="--", label="chosen answers, mean")
+    axes.hlines(range(len(probes)), probes.reward, chosen, color=style.GREY, linewidth=1.2, zorder=1.5)
+    look = {"color": style.BLUE, "marker": "D", "label": "spoiled answers, mean with 95 % interval"}
+    style.points(axes, range(len(probes)), probes, "reward", across=True, **look)
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for place, (mean, beats) in enumerate(zip(probes.reward, probes.beats_chosen, strict=True)):
+        axes.text((mean + chosen) / 2, place, f"{beats:.1%}", ha="center", va="center", bbox=ground)
+    style.name_rows(axes, list(probes.probe))
+    style.label(axes, "reward (logit)", "spoiled answer")
     return style.legend(figure)

@@ -1,4 +1,4 @@
-"""Figures of stage 3's training: PPO's curves, its clipped objective and the estimates of the KL."""
+"""Figures of stage 3's training: PPO's curves, its objective, the estimates of the KL, and one answer's tokens."""
 
 from rlhf.plots import style
 from rlhf.ppo.monitor import LIMITS
@@ -96,6 +96,31 @@ def kl_estimators(frame: pd.DataFrame) -> Figure:
         axes.axvline(frame[column].mean(), color=colour, linewidth=2.2)
     style.label(axes, "nats per answer (line: mean)", "answers")
     return style.legend(figure)
+
+
+@style.draws("token log_ratio kl_penalty reward advantage")
+def answer_tokens(frame: pd.DataFrame) -> Figure:
+    """The tokens of one answer from its first to its last, each with its log ratio, its reward and its advantage."""
+    title = "One answer: every token has a KL penalty, the last one the score too"
+    figure, panels = style.new_panels(title, 1.6 + 0.165 * len(frame), 1, 3, sharey=True)
+    places = np.arange(len(frame))
+    score = (frame.reward - frame.kl_penalty).iloc[-1]
+    panels[0].barh(places, frame.log_ratio, color=style.BLUE)
+    panels[1].barh(places[-1], score, left=frame.kl_penalty.iloc[-1], color=style.ORANGE, label="score")
+    panels[1].barh(places, frame.kl_penalty, color=style.BLACK, label="KL penalty")
+    panels[2].barh(places, frame.advantage, color=style.GREEN)
+    style.label(panels[0], "nats", "", "log ratio")
+    style.label(panels[1], "deviations of SFT answers", "", "reward")
+    style.label(panels[2], "deviations of the batch", "", "advantage")
+    for axes in panels:
+        style.zero_line(axes)
+        style.ticks(axes.xaxis, 3)
+        axes.grid(False, axis="y")
+        axes.grid(True, axis="x")
+        axes.tick_params(left=False)
+    panels[0].set_yticks(places, frame.token, parse_math=False)  # two dollar signs are no formula
+    panels[0].set(ylabel="tokens", ylim=(len(frame) - 0.4, -0.6))
+    return style.legend(figure, panels[1].get_legend_handles_labels()[0])
 
 
 @style.draws("model episode reward kl entropy distinct_2 reward_std repetition")

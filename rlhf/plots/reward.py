@@ -41,13 +41,20 @@ def error_kinds(frame: pd.DataFrame) -> Figure:
 
 @style.draws("difference count")
 def length_difference(frame: pd.DataFrame) -> Figure:
-    """Words of the chosen minus words of the rejected answer; `difference` is the left edge of a bin."""
-    figure, (axes,) = style.new_panels("Length of the chosen answer minus length of the rejected one", 3.2)
-    width = style.bin_width(frame.difference)
-    axes.stairs(*style.bins(frame, "difference", width), fill=True, color=style.SKY)
-    style.zero_line(axes)
-    style.label(axes, "chosen minus rejected (words)", f"pairs per bin of {width:g} word{'s' * (width != 1)}")
-    return figure
+    """How often the chosen or the rejected answer is longer, and by how much; `difference` is chosen minus rejected."""
+    figure, (axes,) = style.new_panels("How often the chosen or the rejected answer is the longer one", 3.4)
+    total, longest = frame["count"].sum() / 100, max(1, frame.difference.abs().max())
+    step = math.ceil(longest / 30)
+    edges = np.arange(1, longest + step + 1, step)
+    looks = {"fill": True, "color": style.GREEN, "alpha": 0.5}, {"color": style.BLACK, "linewidth": 1.8}
+    for side, sign, look in zip(("chosen", "rejected"), (1, -1), looks, strict=True):
+        rows = frame[sign * frame.difference > 0]
+        counts, _ = np.histogram(rows.difference.abs(), edges, weights=rows["count"])
+        axes.stairs(counts, edges, label=f"{side} longer: {rows['count'].sum() / total:.1f} % of pairs", **look)
+    equal = f"equally long, not drawn: {frame['count'][frame.difference == 0].sum() / total:.1f} % of pairs"
+    axes.text(0.98, 0.94, equal, transform=axes.transAxes, ha="right", va="top")
+    style.label(axes, "difference in length (words)", f"pairs per bin of {step:g} word{'s' * (step != 1)}")
+    return style.legend(figure)
 
 
 @style.draws("split step loss accuracy")

@@ -5,6 +5,7 @@ from rlhf.plots import style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 
 @style.draws("text tokens count")
@@ -21,20 +22,28 @@ def token_lengths(frame: pd.DataFrame) -> Figure:
 
 @style.draws("method learning_rate validation_loss")
 def learning_rates(frame: pd.DataFrame) -> Figure:
-    """The search over learning rates of each method (full, qlora)."""
-    figure, (axes,) = style.new_panels("Validation loss by learning rate (ring: the lowest of a method)", 3.6)
+    """The search over learning rates of each method (full, qlora): filled is the rate that is chosen."""
+    figure, (axes,) = style.new_panels(
+        "The learning rate chosen for each method: that of the lowest validation loss", 3.6
+    )
     for rows, look in style.each_series(frame.sort_values("learning_rate"), "method"):
-        axes.plot(rows.learning_rate, rows.validation_loss, **look)
+        axes.plot(rows.learning_rate, rows.validation_loss, **look | {"markerfacecolor": "white", "markersize": 8})
         best = rows.loc[rows.validation_loss.idxmin()]
-        ring = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.6}
-        axes.plot(best.learning_rate, best.validation_loss, "o", color=look["color"], **ring)
+        place = best.learning_rate, best.validation_loss
+        axes.plot(*place, color=look["color"], marker=look["marker"], markersize=13)
+        text = f"{look['label']}: {_scientific(best.learning_rate)}"
+        axes.annotate(text, place, (0, -10), textcoords="offset points", ha="center", va="top")
     axes.set_xscale("log")
     rates = np.unique(frame.learning_rate)
-    axes.set_xticks(rates, [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates])
+    axes.set_xticks(rates, map(_scientific, rates))
     axes.set_xticks([], minor=True)
-    axes.margins(0.08, 0.15)
+    axes.margins(0.1, 0.28)
     style.label(axes, "learning rate (log scale)", "validation loss\n(nats per token)")
     return style.legend(figure)
+
+
+def _scientific(rate: float) -> str:
+    return np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
 @style.draws("run split step loss")
@@ -54,25 +63,29 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
 
 @style.draws("method trainable_parameters weight_megabytes memory_megabytes seconds_per_step")
 def cost_bars(frame: pd.DataFrame) -> Figure:
-    """What each method costs; a cost that is missing was not measured."""
-    panels = {
-        "trainable_parameters": ("trainable parameters", "parameters"),
-        "weight_megabytes": ("weights", "megabytes"),
-        "memory_megabytes": ("weights, gradients, optimiser", "megabytes"),
-        "seconds_per_step": ("time per step", "seconds"),
-    }
-    figure, grid = style.new_panels("Cost of a method: size, memory and time", 5, 2, 2)
+    """Memory and time of a training step by method; a cost that is missing was not measured."""
+    title = "What each method costs in training: memory and time"
+    figure, (memory, time) = style.new_panels(title, 3.2, 1, 2, sharey=True, width_ratios=[2, 1])
     series = style.series_of(frame.method)
-    rows = frame.set_index("method").loc[list(series)]
-    labels, colours = ([look[key] for look in series.values()] for key in ("label", "color"))
-    for axes, (column, (title, unit)) in zip(grid, panels.items(), strict=True):
-        bars = axes.bar(labels, rows[column].fillna(0), color=colours, width=0.6)
-        axes.bar_label(bars, [_compact(value) for value in rows[column]], padding=2)
-        axes.yaxis.set_major_formatter(lambda value, _: _compact(value))
-        style.ticks(axes.yaxis, 4)
-        axes.margins(y=0.18)
-        style.label(axes, "method", unit, title)
-    return figure
+    rows = frame.set_index("method").loc[list(series)].reset_index()
+    bars = {"color": [look["color"] for look in series.values()], "height": 0.6}
+    weights = rows.weight_megabytes.where(rows.memory_megabytes.notna(), 0)
+    memory.barh(rows.index, weights, **bars)
+    added = memory.barh(rows.index, rows.memory_megabytes.fillna(0) - weights, left=weights, alpha=0.4, **bars)
+    memory.bar_label(added, map(_compact, rows.memory_megabytes), padding=4)
+    steps = time.barh(rows.index, rows.seconds_per_step.fillna(0), **bars)
+    time.bar_label(steps, map(_compact, rows.seconds_per_step), padding=4)
+    trained = zip(series.values(), rows.trainable_parameters, strict=True)
+    style.name_rows(memory, [f"{look['label']}\n{_compact(count)} trained" for look, count in trained])
+    style.label(memory, "memory without activations (megabytes)", "method")
+    style.label(time, "time per step (seconds)", "")
+    for axes in (memory, time):
+        axes.grid(False)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.3)
+        style.ticks(axes.xaxis, 4)
+    shades = {"weights": 1, "gradients and optimiser states": 0.4}
+    return style.legend(figure, [Patch(color=style.BLACK, alpha=alpha, label=name) for name, alpha in shades.items()])
 
 
 def _compact(value: float) -> str:

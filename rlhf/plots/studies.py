@@ -7,14 +7,13 @@ from rlhf.plots import style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 SCORES = ["proxy", "judge", "gold"]
 
 
 @style.draws("method setting seed x kl proxy judge gold gold_unit")
 def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
-    """Proxy, second judge and gold along PPO: one panel for each setting of overoptimisation.csv.
+    """Proxy, second judge and gold of PPO's answers by distance: a panel for each setting of overoptimisation.csv.
 
     A triangle marks, for each seed, where gold peaks if it falls from there while the proxy rises: the rows of
     turning_points.csv (method, setting, seed, by, peak_x, found), of which there may be none.
@@ -22,16 +21,18 @@ def overoptimisation(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     frame = _from_start(style.check(frame[frame.method == "ppo"]))
     frame = frame.assign(distance=np.sqrt(frame.kl.clip(lower=0)))
     settings = list(dict.fromkeys(frame.setting))
-    rows = math.ceil(len(settings) / 3)
-    title = "The same answers by three scores, the further PPO moves from SFT"
-    figure, grid = style.new_panels(title, 1.2 + 2.3 * rows, rows, min(3, len(settings)), sharey=True)
+    rows, columns = math.ceil(len(settings) / 2), min(2, len(settings))
+    title = "The gap between proxy reward and gold score, by PPO's distance from SFT"
+    figure, grid = style.new_panels(title, 1.3 + 2.3 * rows, rows, columns, sharex=True, sharey=True)
     for i, (axes, setting) in enumerate(zip(grid, settings, strict=False)):
         _three_scores(axes, frame[frame.setting == setting], turns, "distance")
-        style.label(axes, "square root of KL (nats)", "" if i % 3 else "SFT's deviations", setting.replace(", ", ",\n"))
-        style.ticks(axes.xaxis, 4)
+        below = "" if i + columns < len(settings) else "square root of KL (nats per answer)"
+        left = "" if i % columns else "change from SFT\n(standard deviations)"
+        style.label(axes, below, left, setting.replace("kl_coef", "KL coefficient"))
+        axes.tick_params(labelbottom=bool(below))
     for axes in grid[len(settings) :]:
         axes.remove()
-    return _turn_legend(figure)
+    return style.legend(figure, columns=3)
 
 
 @style.draws("method setting seed x proxy judge gold gold_unit")
@@ -42,20 +43,20 @@ def best_of_n(frame: pd.DataFrame, turns: pd.DataFrame) -> Figure:
     """
     frame = _from_start(style.check(frame[frame.method == "best_of_n"]))
     settings = list(dict.fromkeys(frame.setting))
-    title = "The best of n answers of SFT, chosen by the proxy"
-    figure, panels = style.new_panels(title, 3.6, 1, len(settings), sharey=True)
+    title = "The gap between proxy reward and gold score of the best of n answers"
+    figure, panels = style.new_panels(title, 3.8, 1, len(settings), sharey=True)
     for axes, setting in zip(panels, settings, strict=True):
         rows = frame[frame.setting == setting]
         _three_scores(axes, rows, turns, "x")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(rows.x.unique()), [f"{n:g}" for n in sorted(rows.x.unique())])
-        style.label(axes, "n", "", f"reward model on {setting}")
-    panels[0].set_ylabel("SFT's deviations above n = 1")
-    return _turn_legend(figure)
+        style.label(axes, "n: answers to choose from", "", f"reward model on {setting}")
+    panels[0].set_ylabel("change from n = 1\n(standard deviations)")
+    return style.legend(figure, columns=3)
 
 
 def _from_start(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame by x, each score as its change from a seed's first row (SFT) in SFT's deviations.
+    """The frame by x, each score as its change from a seed's first row (SFT) in standard deviations of SFT's answers.
 
     Proxy and judge are in that unit already; the best of one answer is a sample, whose mean is not quite SFT's.
     """
@@ -72,23 +73,25 @@ def _seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str
 
 
 def _three_scores(axes, rows: pd.DataFrame, turns: pd.DataFrame, x: str) -> None:
-    """Proxy, judge and gold of one setting over x, those that are known, and a triangle at each turn of gold."""
-    for name in SCORES:
+    """Proxy, judge and gold of one setting over x, those that are known, and a triangle at each turn of gold.
+
+    The points of a seed are joined in the order of x; the mean is over the points of the same place in that order.
+    """
+    rows = rows.sort_values(["seed", x], kind="stable")
+    rows = rows.assign(place=rows.groupby("seed").cumcount())
+    for name, dashes in zip(SCORES, ("-", ":", "--"), strict=True):
         if rows[name].notna().all():
             colour, _, text = style.SERIES[name]
-            _seed_lines(axes, rows, x, name, "x", colour, label=text)
+            _seed_lines(axes, rows, x, name, "place", colour, label=text, linestyle=dashes)
+    mean = rows.groupby("place")[[x, *SCORES]].mean()
+    axes.fill_between(mean[x], mean.proxy, mean.gold, color=style.GREY, alpha=0.2, linewidth=0, label="gap")
     axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
     method, setting = rows[["method", "setting"]].iloc[0]
     for turn in turns[(turns.method == method) & (turns.setting == setting) & (turns.by == "gold")].itertuples():
         if turn.found:
             point = rows[(rows.seed == turn.seed) & (rows.x == turn.peak_x)]
-            axes.plot(point[x], point.gold, "v", color=style.BLACK, markersize=8, zorder=5)
-
-
-def _turn_legend(figure) -> Figure:
-    handles, _ = figure.axes[0].get_legend_handles_labels()
-    turn = Line2D([], [], color=style.BLACK, marker="v", markersize=8, linestyle="none", label="over-optimised after")
-    return style.legend(figure, [*handles, turn], columns=4)
+            look = {"color": style.BLACK, "markersize": 8, "linestyle": "none", "zorder": 5}
+            axes.plot(point[x], point.gold, marker="v", label="over-optimised after", **look)
 
 
 @style.draws("reward_model seed metric mean ci_low ci_high")
@@ -156,20 +159,30 @@ def judges(frame: pd.DataFrame) -> Figure:
 
 @style.draws("model seed metric mean")
 def frontier(frame: pd.DataFrame) -> Figure:
-    """Reward and gold of every model against its KL from SFT; one point per seed, and a line for the best of n."""
+    """Reward and gold of every model against its KL from SFT; one point per seed, and a line for the best of n.
+
+    Models without a KL, the references, are a line across the panel of the gold score.
+    """
     wide = frame.pivot_table(index=["model", "seed"], columns="metric", values="mean").reset_index()
     style.check(wide, "kl_from_sft reward")
-    panels = {"reward": "proxy reward (SFT's deviations)", "gold": "gold score (points)"}
+    panels = {"reward": "reward (standard deviations)", "gold": "gold score (points)"}
     panels = {metric: text for metric, text in panels.items() if metric in wide}
-    figure, grid = style.new_panels("Reward and truth against the distance from SFT", 3.9, 1, len(panels))
-    best = wide.model.str.startswith("best of")
+    figure, grid = style.new_panels(
+        "Reward and gold score against the distance from SFT (a point per seed)", 4, 1, len(panels)
+    )
+    best, still = wide.model.str.startswith("best of"), wide.kl_from_sft.isna()
     for axes, (metric, text) in zip(grid, panels.items(), strict=True):
-        for rows, look in style.each_series(wide[~best], "model"):
-            axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", **look)
+        for rows, look in style.each_series(wide[~best & ~still], "model"):
+            axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", clip_on=False, **(look | {"markersize": 7}))
         for _, rows in wide[best].sort_values("kl_from_sft").groupby("seed"):
-            axes.plot(rows.kl_from_sft, rows[metric], color=style.GREEN, marker="P", linewidth=0.8, label="best of n")
-        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-        axes.set_xlim(left=-0.02)
-        axes.set_xticks([0, 1, 5, 10, 20, 40])
+            axes.plot(rows.kl_from_sft, rows[metric], color=style.GREEN, marker="P", linewidth=1, label="best of n")
+        for name, lowest in wide[best].groupby("model")[["kl_from_sft", metric]].min().iterrows():
+            at = {"xytext": (0, -8), "textcoords": "offset points", "ha": "center", "va": "top"}
+            axes.annotate(name.replace("best of", "n ="), lowest, **at)
+        if wide[still][metric].notna().any():
+            axes.axhline(wide[still][metric].mean(), color=style.BLACK, linestyle=":", label="references")
+        axes.set_xlim(left=0)
+        axes.margins(x=0.1, y=0.12)
         style.label(axes, "KL from SFT (nats per answer)", text)
-    return style.legend(figure)
+        style.ticks(axes.xaxis, 4)
+    return style.legend(figure, columns=3)

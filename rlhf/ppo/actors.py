@@ -46,6 +46,11 @@ class Actors:
         self.shared = shared_by(everyone)
         self.upper = {model: self.shared.upper(model) for model in everyone} if self.shared else {}
 
+    @property
+    def micro_batch_size(self) -> int:
+        """The answers that a pass takes: no more than a mini-batch has."""
+        return min(self.settings.micro_batch_size, self.settings.batch_size // self.settings.mini_batches)
+
     @torch.no_grad()
     def generate(self, indices: Sequence[int], draws: str) -> Rollout:
         """Sampled answers to the prompts of these indices; `draws` names the random numbers (uniform_draws)."""
@@ -75,7 +80,7 @@ class Actors:
         The two read the same tokens in another way: one by one with a cache, and all at once. PPO's ratios assume that
         they agree. Raises ValueError where they differ by more than rounding.
         """
-        rollout = self.generate(range(min(self.settings.micro_batch_size, len(self.prompts))), draws="check")
+        rollout = self.generate(range(min(self.micro_batch_size, len(self.prompts))), draws="check")
         difference = self.compute_logprobs_and_values(rollout)[0] - rollout.sampler_logprobs
         gap = algorithm.masked_mean(difference.abs(), rollout.mask).item()
         if not gap <= LARGEST_SAMPLER_GAP:
@@ -150,8 +155,7 @@ class Actors:
 
     def _by_length(self, rollout: Rollout, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """The rows in micro-batches of similar length, so that little of a forward pass is padding."""
-        size = min(self.settings.micro_batch_size, self.settings.batch_size // self.settings.mini_batches)
-        return rows[rollout.attention[rows].sum(dim=1).argsort()].split(size)
+        return rows[rollout.attention[rows].sum(dim=1).argsort()].split(self.micro_batch_size)
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> list[torch.Tensor]:
         """`forward` of all rows, without gradient: two of (batch, tokens)."""

@@ -5,10 +5,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from rlhf import outputs
+from rlhf import finite, outputs
 from rlhf.training import load_optimizer_tensors, optimizer_tensors
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 # A resumed run may go on longer, keep other checkpoints and cut its passes otherwise; all else must be as it was.
@@ -44,9 +45,11 @@ def save(trainer) -> Path:
         "kl_coef": trainer.kl_coef,
         "rows": trainer.rows,
     }
+    policy = _trained(trainer.policy)
+    values = {name: tensor.contiguous() for name, tensor in trainer.value_module.state_dict().items()}
+    finite.require(f"checkpoint of update {trainer.update}", policy | values, kept=trainer.last_checkpoint or "none")
     with outputs.new_folder(path) as folder:
-        save_file(_trained(trainer.policy), folder / "policy.safetensors")
-        values = {name: tensor.contiguous() for name, tensor in trainer.value_module.state_dict().items()}
+        save_file(policy, folder / "policy.safetensors")
         save_file(values, folder / "value.safetensors")
         save_file(optimizer_tensors(trainer.optimizer), folder / "optimizer.safetensors")
         save_file({"generator": trainer.generator.get_state(), "order": trainer.order}, folder / "random.safetensors")
@@ -58,25 +61,28 @@ def save(trainer) -> Path:
 def resume(trainer, path: Path) -> None:
     """Put a trainer where `save` left one. The trainer is not changed if the checkpoint is refused.
 
-    Raises FileNotFoundError where the folder is no checkpoint, and ValueError, naming each, where seed, settings or
-    prompts are others than those of the checkpoint.
+    Raises FileNotFoundError where the folder is no checkpoint, and ValueError where a file is cut off or missing, and,
+    naming each, where seed, settings or prompts are others than those of the checkpoint.
     """
     path = Path(path)
     if not (path / "state.json").exists():
         raise FileNotFoundError(f"{path} is no checkpoint of PPOTrainer: it has no state.json.")
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        parts = ("policy", "value", "optimizer", "random")
+        trained, values, moments, randomness = (load_file(path / f"{part}.safetensors") for part in parts)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read ({error}): it may be cut off; resume from an earlier one.") from error
     before, now = state["of"], json.loads(json.dumps(_identity(trainer)))
     changed = [name for name in before | now if before.get(name) != now.get(name)]
     if changed:
         listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} here" for name in changed)
         raise ValueError(f"{path} is of another run ({listed}); set these back to resume it, or start anew.")
-    trained = load_file(path / "policy.safetensors", device=str(trainer.device))
     with torch.no_grad():
         for name, weight in _trained(trainer.policy).items():
             weight.copy_(trained[name])
-    trainer.value_module.load_state_dict(load_file(path / "value.safetensors"))
-    load_optimizer_tensors(trainer.optimizer, load_file(path / "optimizer.safetensors"))
-    randomness = load_file(path / "random.safetensors")
+    trainer.value_module.load_state_dict(values)
+    load_optimizer_tensors(trainer.optimizer, moments)
     trainer.generator.set_state(randomness["generator"])
     trainer.order, trainer.position = randomness["order"], state["position"]
     trainer.update, trainer.too_far, trainer.rows = state["update"], state["too_far"], state["rows"]

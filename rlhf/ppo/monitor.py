@@ -40,6 +40,32 @@ def variety(responses: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
     return {"distinct_2": len(set(pairs)) / max(1, len(pairs)), "repetition": sum(repeated) / max(1, len(repeated))}
 
 
+def first_outside(values: pd.Series, low, high) -> int | None:
+    """The update, counted from 1, at which values have left low..high for PATIENCE updates in a row; None if never.
+
+    values: one for each update; low, high: a number each, or one for each update. NaN is not outside.
+    """
+    outside = (values < low) | (values > high)
+    in_a_row = (outside.rolling(PATIENCE).sum() == PATIENCE).to_numpy()
+    return int(in_a_row.argmax()) + 1 if in_a_row.any() else None
+
+
+def limits(name: str, first: float) -> tuple[float, float]:
+    """The range of a measure of LIMITS that was `first` at the first update: (low, high)."""
+    return LIMITS[name].share * first, first + LIMITS[name].rise
+
+
+def band(runs: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
+    """The range of a measure by update in runs that are known to be good, widened by its mean width on both sides.
+
+    runs: the rows of their curves, with the column update. Returns the low and the high ends, in the order of update.
+    """
+    by_update = runs.groupby("update")[name]
+    low, high = by_update.min(), by_update.max()
+    width = (high - low).mean()
+    return low - width, high + width
+
+
 def warnings(curve: pd.DataFrame | Sequence[dict[str, float]]) -> list[str]:
     """A line for each measure of LIMITS that has left its range for PATIENCE updates in a row; none for a good run.
 
@@ -50,12 +76,10 @@ def warnings(curve: pd.DataFrame | Sequence[dict[str, float]]) -> list[str]:
         if name not in curve or curve[name].isna().any():
             continue
         first = curve[name].iloc[0]
-        outside = (curve[name] < limit.share * first) | (curve[name] > first + limit.rise)
-        in_a_row = outside.rolling(PATIENCE).sum() == PATIENCE
-        if in_a_row.any():
-            at = int(in_a_row.to_numpy().argmax())
-            change = f"{name} went from {first:.2f} to {curve[name].iloc[at]:.2f}"
-            found.append(f"update {at + 1}: {change}: {limit.meaning}.")
+        at = first_outside(curve[name], *limits(name, first))
+        if at is not None:
+            change = f"{name} went from {first:.2f} to {curve[name].iloc[at - 1]:.2f}"
+            found.append(f"update {at}: {change}: {limit.meaning}.")
     return found
 
 

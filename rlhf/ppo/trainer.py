@@ -1,11 +1,12 @@
 """PPO's loop: answer a batch of prompts, score the answers, estimate advantages, take a few clipped steps."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf import runtime
+from rlhf import finite, runtime
 from rlhf.generation import context_of
 from rlhf.ppo import algorithm, checkpoint, monitor
 from rlhf.ppo.actors import Actors
@@ -66,7 +67,7 @@ class PPOTrainer(Actors):
         )
         self.kl_coef, self.update, self.too_far, self.rows = settings.kl_coef, 0, 0, []
         self.order, self.position = torch.randperm(len(self.prompts), generator=self.generator), 0
-        self.checkpoints, self.last_checkpoint = checkpoints, None
+        self.checkpoints, self.last_checkpoint, self.asked = checkpoints, None, []
         self.writer = SummaryWriter(str(logs)) if logs else None
         self.seconds = dict.fromkeys(("generation", "scoring", "forward", "backward", "optimiser"), 0.0)
 
@@ -117,13 +118,13 @@ class PPOTrainer(Actors):
         """Run until `updates` updates are done, or the KL has been above its ceiling for too long. Returns the curve.
 
         Warns where the answers lose their variety (monitor.LIMITS).
-        Raises FloatingPointError where the loss or the KL is not finite, ValueError for scores that can't be used and
-        where sampler and trainer disagree (check_sampler).
+        Raises NotFiniteError where the loss or the KL is not finite, ValueError for scores that can't be used and where
+        sampler and trainer disagree (check_sampler), OutOfMemoryError where not even one answer fits (_in_memory).
         """
         settings = self.settings
         ceiling = math.inf if settings.kl_ceiling is None else settings.kl_ceiling
         if not self.update:
-            gap = self.check_sampler()
+            gap = self._in_memory(self.check_sampler)
             print(f"log-probabilities: the sampler's differ from the trainer's by {gap:.0e} nats per token")
         warned = set(monitor.warnings(self.rows))  # before a pause
         with tqdm(total=settings.updates, initial=self.update, desc="PPO", unit="update") as progress:
@@ -150,7 +151,8 @@ class PPOTrainer(Actors):
     def step(self) -> dict[str, float]:
         """One update: rollout, scores, advantages, gradient steps. Returns its row of the curve."""
         settings = self.settings
-        experience = self.experience(self._next_prompts(), draws=f"{settings.seed} update {self.update}")
+        indices, draws = self._next_prompts(), f"{settings.seed} update {self.update}"
+        experience = self._in_memory(self.experience, indices, draws)
         learning = {"kl_coef": self.kl_coef, "learning_rate": settings.learning_rate * self.lr_scale}
         row = {"update": self.update + 1, "episode": (self.update + 1) * settings.batch_size}
         row |= experience.row | learning
@@ -167,6 +169,12 @@ class PPOTrainer(Actors):
                 self.writer.add_scalar(f"ppo/{name}", value, row["episode"])
             self.writer.flush()
         return row
+
+    def generate(self, indices: Sequence[int], draws: str) -> Rollout:
+        self.asked = list(indices)
+        rollout = super().generate(indices, draws)
+        self._check_finite({"log-probabilities of the answers": rollout.sampler_logprobs})
+        return rollout
 
     def experience(self, indices: Sequence[int], draws: str) -> Experience:
         """Answers to the prompts of these indices, and their advantages and returns; nothing is trained."""
@@ -230,12 +238,9 @@ class PPOTrainer(Actors):
                 f"the reward function returned shape {given.shape} for {len(prompts)} responses; it must give one "
                 f"number for each."
             )
-        if not np.isfinite(given).all():
-            i = int(np.flatnonzero(~np.isfinite(given))[0])
-            raise ValueError(
-                f"the reward function returned {given[i]} for the response {responses[i][:80]!r} to the prompt "
-                f"{prompts[i][:60]!r}."
-            )
+        for i in np.flatnonzero(~np.isfinite(given)):
+            found = f"the reward function returned {given[i]} for the response {responses[i][:80]!r}"
+            self._check_finite({f"reward ({found})": given}, [prompts[i]])
         return torch.from_numpy(given).to(self.device) - self.settings.missing_eos_penalty * (~rollout.ended).float()
 
     def optimise(self, rollout: Rollout, old_logprobs, old_values, advantages, returns) -> dict[str, float]:
@@ -244,36 +249,14 @@ class PPOTrainer(Actors):
         A mini-batch may be cut into micro-batches: each counts by its share of the tokens, so that the gradient is that
         of the whole mini-batch, whatever the cut.
         """
-        settings = self.settings
-        mask, value_mask = rollout.mask, self.value_mask(rollout)
+        settings, mask = self.settings, rollout.mask
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.lr_scale
         steps = []
         for _ in range(settings.epochs):
             shuffled = torch.randperm(len(mask), generator=self.generator).to(self.device)
             for mini in shuffled.chunk(settings.mini_batches):
-                sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
-                for rows in self._by_length(rollout, mini):
-                    share = mask[rows].sum() / mask[mini].sum()
-                    value_share = value_mask[rows].sum() / value_mask[mini].sum()
-                    with self._timed("forward"):
-                        logprobs, values = self.forward(rollout, rows)
-                        values = values if settings.answers_per_prompt == 1 else old_values[rows]
-                        loss, clipped = algorithm.policy_loss(
-                            logprobs, old_logprobs[rows], advantages[rows], mask[rows], settings.cliprange
-                        )
-                        v_loss = algorithm.value_loss(
-                            values, old_values[rows], returns[rows], value_mask[rows], settings.cliprange_value
-                        )
-                        total = share * loss + settings.vf_coef * value_share * v_loss
-                    with self._timed("backward"):
-                        total.backward()
-                    with torch.no_grad():
-                        _, change = algorithm.kl_estimates(old_logprobs[rows], logprobs, mask[rows])
-                    sums["policy_loss"] += (share * loss).item()
-                    sums["value_loss"] += (value_share * v_loss).item()
-                    sums["clip_fraction"] += (share * clipped).item()
-                    sums["approx_kl"] += (change.sum() / mask[mini].sum()).item()
+                sums = self._in_memory(self._backward, mini, rollout, old_logprobs, old_values, advantages, returns)
                 with self._timed("optimiser"):
                     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm).item()
                     self._check_finite(sums)
@@ -282,15 +265,59 @@ class PPOTrainer(Actors):
                 steps.append(sums)
         return {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
 
-    def _check_finite(self, numbers: dict[str, float]) -> None:
-        bad = [name for name, value in numbers.items() if not math.isfinite(value) and name != "explained_variance"]
-        if bad:
-            listed = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            kept = self.last_checkpoint or "none"
-            raise FloatingPointError(
-                f"update {self.update + 1}: {' and '.join(bad)} not finite ({listed}); last checkpoint: {kept}. Lower "
-                f"the learning rate or max_grad_norm, and look at the rewards."
-            )
+    def _backward(self, mini, rollout, old_logprobs, old_values, advantages, returns) -> dict[str, float]:
+        """Add the gradient of a mini-batch, in micro-batches. Returns what was measured on it."""
+        settings, mask, value_mask = self.settings, rollout.mask, self.value_mask(rollout)
+        sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+        for rows in self._by_length(rollout, mini):
+            share = mask[rows].sum() / mask[mini].sum()
+            value_share = value_mask[rows].sum() / value_mask[mini].sum()
+            with self._timed("forward"):
+                logprobs, values = self.forward(rollout, rows)
+                values = values if settings.answers_per_prompt == 1 else old_values[rows]
+                loss, clipped = algorithm.policy_loss(
+                    logprobs, old_logprobs[rows], advantages[rows], mask[rows], settings.cliprange
+                )
+                v_loss = algorithm.value_loss(
+                    values, old_values[rows], returns[rows], value_mask[rows], settings.cliprange_value
+                )
+                total = share * loss + settings.vf_coef * value_share * v_loss
+            with self._timed("backward"):
+                total.backward()
+            with torch.no_grad():
+                _, change = algorithm.kl_estimates(old_logprobs[rows], logprobs, mask[rows])
+            sums["policy_loss"] += (share * loss).item()
+            sums["value_loss"] += (value_share * v_loss).item()
+            sums["clip_fraction"] += (share * clipped).item()
+            sums["approx_kl"] += (change.sum() / mask[mini].sum()).item()
+        return sums
+
+    def _in_memory(self, compute: Callable, *arguments):
+        """What `compute` gives. While a GPU's memory is too small for it, it is done again with half the micro-batch.
+
+        The gradient is that of the whole mini-batch, whatever the cut. Raises OutOfMemoryError where one is too many.
+        """
+        while True:
+            try:
+                return compute(*arguments)
+            except torch.OutOfMemoryError as error:
+                size = self.micro_batch_size
+                if size == 1:
+                    fault = f"update {self.update + 1}: the memory of the GPU is too small for one answer at a time"
+                    raise torch.OutOfMemoryError(f"{fault}; lower batch_size or max_new_tokens.") from error
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.settings = dataclasses.replace(self.settings, micro_batch_size=size // 2)
+            tqdm.write(f"Out of memory: micro_batch_size is now {size // 2}, not {size}; the steps are the same.")
+
+    def _check_finite(self, numbers: dict[str, float], prompts: Sequence[str] | None = None) -> None:
+        finite.require(
+            f"update {self.update + 1}",
+            {name: value for name, value in numbers.items() if name != "explained_variance"},
+            prompts=(self.prompts[i] for i in self.asked) if prompts is None else prompts,
+            kept=self.last_checkpoint or "none",
+            advice=f"Lower the learning rate ({self.settings.learning_rate:g}) or max_grad_norm; look at the rewards.",
+        )
 
     def save(self) -> Path:
         """Everything that the next update depends on, in checkpoints/update_<n>, put in place when it is complete."""

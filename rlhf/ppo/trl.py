@@ -1,12 +1,14 @@
 """PPO by TRL 1.12.0, the last release that has it, with the project's settings and what its loop leaves out."""
 
 from rlhf import runtime
+from rlhf.generation import refuse_nan
 from rlhf.ppo import monitor
 from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
 from rlhf.training import StageTrainer, run_arguments
 
 import pandas as pd
+import torch
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
@@ -23,12 +25,18 @@ class RecordingPPOTrainer(StageTrainer, PPOTrainer):
         self.policy_model.generate = self._recording(self.policy_model.generate)
         try:
             super().train()
+        except torch.OutOfMemoryError as error:
+            size = self.args.per_device_train_batch_size
+            raise torch.OutOfMemoryError(
+                f"{self._where()}: {size} answers do not fit into the memory of the GPU; in ppo_config.py set "
+                f"micro_batch_size={max(1, size // 2)}, and mini_batches=1, as TRL 1.12 accumulates over one alone."
+            ) from error
         finally:
             del self.policy_model.generate  # the method of the class shows again
 
     def _recording(self, generate):
         def recording_generate(*args, input_ids, **kwargs):
-            generated = generate(*args, input_ids=input_ids, **kwargs)
+            generated = generate(*args, input_ids=input_ids, logits_processor=[refuse_nan], **kwargs)
             answers = generated.sequences[:, input_ids.shape[1] :]
             ended = (answers == self.processing_class.eos_token_id).any(dim=1).float().mean().item()
             written = answers != self.processing_class.pad_token_id

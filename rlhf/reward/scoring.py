@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rlhf import tokens
+from rlhf import finite, tokens
 from rlhf.generation import context_of, right_padded
 from rlhf.template import format_prompt, format_response
 
@@ -31,7 +31,8 @@ def score(model, tokenizer, prompts, responses, ended, *, batch_size: int = 32) 
     prompts, responses, ended: as for `encode`. Batches are padded on the right whatever `tokenizer.padding_side` says:
     GPT-2's classification head takes its position ids from the place in the row, so padding on the left would shift
     them and change the score. Raises ValueError for lists of unequal length, for a model whose pad token is missing or
-    is EOS, and for a text longer than the model's context, which is never cut silently.
+    is EOS, and for a text longer than the model's context, which is never cut silently; NotFiniteError for a reward
+    that is none.
     """
     pad = tokenizer.pad_token_id
     if pad is None or pad == tokenizer.eos_token_id or pad != model.config.pad_token_id:
@@ -45,7 +46,10 @@ def score(model, tokenizer, prompts, responses, ended, *, batch_size: int = 32) 
         if len(ids) > context:
             length = f"{len(ids)} tokens with its prompt, more than the context of {context}"
             raise ValueError(f"the response to {prompt[:60]!r} takes {length}; shorten it or leave it out.")
-    return score_tokens(model, encoded, pad, batch_size)
+    scores = score_tokens(model, encoded, pad, batch_size)
+    bad = (prompt for prompt, number in zip(prompts, scores, strict=True) if not np.isfinite(number))
+    finite.require("scoring", {"reward": scores}, prompts=bad, kept=model.config._name_or_path)
+    return scores
 
 
 @torch.no_grad()

@@ -1,4 +1,7 @@
-"""Studies of a finished run, beyond what it evaluates: what 03_ppo_alignment/4_overoptimisation.ipynb draws."""
+"""Studies of a finished run, beyond what it evaluates: what the notebooks 4 and 5 of 03_ppo_alignment draw.
+
+`run` makes those of 4_overoptimisation.ipynb; that of 5_troubleshooting.ipynb is rlhf/studies/troubleshooting.py.
+"""
 
 import shutil
 import time
@@ -9,8 +12,10 @@ from rlhf.studies.seeds import read_csv
 
 import pandas as pd
 
-# All that the studies write. They are imported where they run: those who want the names alone need no models.
+# All that the studies write: those of over-optimisation, and that of troubleshooting. They are imported where they run:
+# those who want the names alone need no models.
 FILES = ("data_size.csv", "relevance.csv", "judge.csv", "overoptimisation.csv", "turning_points.csv", "frontier.csv")
+TROUBLESHOOTING = ("troubleshooting.csv", "troubleshooting_end.csv", "troubleshooting_alarms.csv")
 
 
 def run(profile: Profile) -> None:

@@ -101,7 +101,9 @@ def curve_table(points: pd.DataFrame, scores: dict[str, np.ndarray], gold_unit: 
     table = points.copy()
     table[["proxy", "proxy_ci_low", "proxy_ci_high"]] = [metrics.bootstrap_interval(v) for v in scores["proxy"]]
     table["judge"] = scores["judge"].mean(axis=1)
-    table[["gold", "gold_ci_low", "gold_ci_high"]] = [metrics.bootstrap_interval(v) for v in scores["gold"]]
+    known = not np.isnan(scores["gold"]).any()  # real data have no gold score
+    gold = [metrics.bootstrap_interval(v) if known else (np.nan,) * 3 for v in scores["gold"]]
+    table[["gold", "gold_ci_low", "gold_ci_high"]] = gold
     return table.assign(gold_unit=gold_unit, n=scores["gold"].shape[1])
 
 
