@@ -16,7 +16,7 @@ ifneq "$(OF)" "$(realpath .)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run book recipe seeds study troubleshooting grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup run book recipe seeds study troubleshooting beyond grid render results publish demo jupyter pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -37,6 +37,10 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/study.py
 	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
+
+beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every seed; it resumes
+	@FORCE= $(VENV)/bin/python scripts/seeds.py
+	@$(VENV)/bin/python scripts/beyond.py
 
 troubleshooting: $(INSTALLED)  ## plant eight faults into PPO, one at a time, after make run, and draw them; it resumes
 	@$(VENV)/bin/python scripts/troubleshooting.py

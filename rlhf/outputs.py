@@ -151,13 +151,14 @@ def read_csv(profile, name: str, base: Path | None = None) -> pd.DataFrame:
     return pd.read_csv(_existing(profile, name, base))
 
 
-def merge_csv(profile, name: str, frame: pd.DataFrame, key: str) -> Path:
-    """Replace the rows of evaluation/<profile>/<name> whose `key` is in `frame`, and keep the others."""
+def merge_csv(profile, name: str, frame: pd.DataFrame, key: str | list[str]) -> Path:
+    """Replace the rows of evaluation/<profile>/<name> whose `key`, one or more columns, is in `frame`; keep others."""
     path = _inside(evaluation_dir(profile), name)
     with _one_writer(path):
         if path.exists():
             old = pd.read_csv(path)
-            frame = pd.concat([old[~old[key].isin(frame[key])], frame], ignore_index=True)
+            keys = [table.set_index(key).index for table in (old, frame)]
+            frame = pd.concat([old[~keys[0].isin(keys[1])], frame], ignore_index=True)
         return write_csv(profile, name, frame)
 
 

@@ -105,6 +105,9 @@ def example_frames() -> dict[str, tuple]:
         "data_size": (data_size_frame(random), ("off_topic", "wrong_object")),
         "judges": (judge_frame(random),),
         "frontier": (frontier_frame(random),),
+        "method_frontier": (method_frame(random),),
+        "method_answers": (method_frame(random).query("answers >= 0"),),
+        "method_logprobs": (logprob_frame(random),),
         "ppo_data_flow": (),
         "lora_block": (),
         "beside_healthy": (fault_frame(random), "rate_times_ten"),
@@ -313,6 +316,34 @@ def frontier_frame(random) -> pd.DataFrame:
     ]
     rows += [(seed, "reference", "gold", 4 + seed) for seed in (0, 1)]
     return pd.DataFrame(rows, columns=["seed", "model", "metric", "mean"])
+
+
+def method_frame(random) -> pd.DataFrame:
+    """beyond_frontier.csv with the column answers of beyond_answers.csv; -1 for methods that sample none."""
+    methods = {"ppo_scratch": 1.6, "rloo": 1.3, "grpo": 1.1, "rejection": 0.8, "online_dpo": 1.5, "dpo": 6, "ipo": 4}
+    rows = []
+    for seed in (0, 1, 2):
+        for i, (method, most) in enumerate(methods.items()):
+            for step in range(4):
+                kl = most * (4 - step) / 4
+                gold = 0.8 * np.sqrt(kl) - 0.02 * i * kl**1.5 + random.normal(0, 0.06)
+                answers = -1 if method in ("dpo", "ipo") else 320 * (4 - step)
+                rows.append((seed, method, 0.1 * 3**step, step == 1, kl, gold / 2, gold, answers))
+        for n in (1, 2, 4, 8, 16):
+            kl = np.log(n) - (n - 1) / n
+            rows.append((seed, "best_of_n", n, False, kl, np.sqrt(kl), np.sqrt(kl) + random.normal(0, 0.04), -1))
+    return pd.DataFrame(rows, columns=["seed", "method", "value", "chosen", "kl", "reward", "gold", "answers"])
+
+
+def logprob_frame(random) -> pd.DataFrame:
+    changes = {"ppo_scratch": (-3, -6), "rloo": (-2, -5), "grpo": (-2, -4), "rejection": (-1, -3), "dpo": (-15, -60)}
+    rows = [
+        (seed, method, side, mean + random.normal(0, 0.5))
+        for seed in (0, 1, 2)
+        for method, means in changes.items()
+        for side, mean in zip(("chosen", "rejected"), means, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["seed", "method", "side", "change"])
 
 
 def fault_frame(random) -> pd.DataFrame:

@@ -12,7 +12,7 @@ FLOORS = (
     ("runtime", "finite", "outputs", "template", "tokens", "registry", "download"),
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "training"),
-    ("pretraining", "sft", "reward", "ppo"),
+    ("pretraining", "sft", "reward", "ppo", "dpo"),
     ("evaluation", "studies", "plots", "recipes"),
     ("hub", "chat", "demo", "notebooks", "report"),
 )
@@ -119,4 +119,4 @@ def test_scripts_are_thin():
 
 def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith(("tests/", "exercises/"))]
-    assert sum(lines_of(ROOT / name) for name in code) <= 10_700
+    assert sum(lines_of(ROOT / name) for name in code) <= 11_400

@@ -142,6 +142,16 @@ def test_merge_csv_replaces_the_rows_of_the_same_key_and_keeps_the_others(profil
     pd.testing.assert_frame_equal(outputs.read_csv(profile, "rouge.csv"), expected)
 
 
+def test_merge_csv_by_two_columns_replaces_the_rows_where_both_are_the_same(profile):
+    def frame(*rows):
+        return pd.DataFrame(rows, columns=["seed", "method", "kl"])
+
+    outputs.merge_csv(profile, "frontier.csv", frame((0, "dpo", 1.0), (1, "dpo", 2.0), (0, "ipo", 3.0)), "seed")
+    outputs.merge_csv(profile, "frontier.csv", frame((0, "dpo", 4.5)), ["seed", "method"])
+    expected = frame((1, "dpo", 2.0), (0, "ipo", 3.0), (0, "dpo", 4.5))
+    pd.testing.assert_frame_equal(outputs.read_csv(profile, "frontier.csv"), expected)
+
+
 def test_merging_the_same_rows_twice_gives_the_same_bytes(profile):
     rows = pd.DataFrame({"model": ["base", "base"], "mean": [1 / 3, 2 / 3]})
     first = outputs.merge_csv(profile, "rouge.csv", rows, "model").read_bytes()

@@ -188,7 +188,57 @@ def test_baseline_of_an_answer_is_the_mean_of_the_others_to_its_prompt():
     assert ppo.leave_one_out(totals, 2).tolist() == [2.0, 1.0, -1.0, 6.0, 7.0, 0.0]
 
 
+LONG = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+
+
+def test_rloo_with_two_answers_is_their_difference():
+    totals = torch.tensor([1.0, 4.0, 2.0, 2.5])
+    got = ppo.rloo(totals, 2, LONG[:4])
+    assert got[:, 0].tolist() == [-3.0, 3.0, -0.5, 0.5]
+    assert torch.equal(got, got[:, :1] * LONG[:4])  # the same for each token, 0 on padding
+
+
+def test_grpo_is_centred_scaled_by_the_deviation_and_weighs_each_answer_the_same():
+    totals = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 7.0])
+    got = ppo.grpo(totals, 3, LONG)
+    sums = got.sum(dim=1) / LONG.sum(dim=1).float().mean()  # over the tokens of an answer, whatever its length
+    for start in (0, 3):
+        group = totals[start : start + 3].numpy()
+        expected = (group - group.mean()) / (group.std(ddof=1) + 1e-4)
+        assert sums[start : start + 3].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        assert sums[start : start + 3].sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_grpo_without_its_biases_is_rloo_but_for_a_factor():
+    totals = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 7.0])
+    got = ppo.dr_grpo(totals, 3, LONG)
+    means = totals.reshape(2, 3).mean(dim=1).repeat_interleave(3)
+    assert torch.allclose(got, (totals - means)[:, None] * LONG)
+    assert torch.allclose(got, 2 / 3 * ppo.rloo(totals, 3, LONG))
+
+
+@pytest.mark.parametrize("name", ppo.GROUP_ADVANTAGES)
+@pytest.mark.parametrize("answers", [2, 3, 6])
+def test_equal_totals_give_no_gradient(name, answers):
+    """Exactly: Adam would make a step of any rounding."""
+    totals = torch.full((6,), 0.1) + torch.tensor([0.7] * answers + [0.0] * (6 - answers))
+    assert torch.equal(ppo.GROUP_ADVANTAGES[name](totals, answers, LONG), torch.zeros(6, 4))
+
+
+def test_gradient_of_rloo_on_new_answers_is_that_of_reinforce():
+    """At pi = pi_old the clipped objective of each token has the gradient of -A log pi(answer), over all tokens."""
+    logprobs = torch.linspace(-3, -0.1, 24).reshape(6, 4).requires_grad_()
+    advantages = ppo.rloo(torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 7.0]), 3, LONG)
+    ppo.policy_loss(logprobs, logprobs.detach(), advantages, LONG, cliprange=0.2)[0].backward()
+    clipped, logprobs.grad = logprobs.grad, None
+    (-(advantages[:, 0] * (logprobs * LONG).sum(dim=1)).sum() / LONG.sum()).backward()
+    assert torch.allclose(clipped, logprobs.grad) and clipped.any()
+
+
 @pytest.mark.parametrize("answers", [1, 4])
 def test_baseline_refuses_groups_that_do_not_fit(answers):
-    with pytest.raises(ValueError, match=f"6 answers can't be compared in groups of {answers}"):
-        ppo.leave_one_out(torch.zeros(6), answers)
+    calls = [lambda: ppo.leave_one_out(torch.zeros(6), answers)]
+    calls += [lambda f=f: f(torch.zeros(6), answers, LONG) for f in ppo.GROUP_ADVANTAGES.values()]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"6 answers can't be compared in groups of {answers}"):
+            call()

@@ -5,7 +5,7 @@ import dataclasses
 
 from rlhf import models, runtime
 from rlhf.generation import answer_logprobs, generate_answers
-from rlhf.ppo import actors
+from rlhf.ppo import actors, algorithm
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.reward import scoring
 
@@ -226,9 +226,23 @@ def test_without_a_value_function_none_is_learnt_and_the_policy_is(stage):
     assert not all(torch.equal(old, new) for old, new in zip(before, trainer.policy.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", algorithm.GROUP_ADVANTAGES)
+def test_the_advantage_of_the_settings_is_what_is_learned_from(stage, name):
+    trainer = make(stage, dataclasses.replace(GROUPED, whiten_advantages=False, advantage=name))
+    with torch.no_grad():  # so that there is a KL
+        trainer.policy.lm_head.weight.mul_(1.1)
+    rollout, logprobs, _, advantages, _, _ = trainer.experience(trainer._next_prompts(), "test")
+    scores = trainer.score([trainer.prompts[i] for i in trainer.order[:2] for _ in range(4)], rollout)
+    totals = scores - 0.5 * (logprobs - trainer.compute_ref_logprobs(rollout)).sum(dim=1)
+    assert torch.allclose(advantages, algorithm.GROUP_ADVANTAGES[name](totals, 4, rollout.mask), atol=1e-4)
+    assert (totals - scores).abs().min() > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"advantage": "grop"}, "advantage 'grop' is none of gae, rloo, grpo, dr_grpo"),
+        ({"advantage": "grpo", "answers_per_prompt": 1}, "grpo compares answers: give answers_per_prompt of 2 or more"),
         ({"answers_per_prompt": 3}, "8 is no multiple of 3 answers per prompt"),
         ({"lam": 0.9}, "give no value model, and lam 1"),
         ({"batch_size": 104}, "24 prompts are fewer than a batch of 26"),

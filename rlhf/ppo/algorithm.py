@@ -123,6 +123,40 @@ def leave_one_out(totals: torch.Tensor, answers: int) -> torch.Tensor:
     return ((groups.sum(dim=1, keepdim=True) - groups) / (answers - 1)).flatten()
 
 
+def rloo(totals: torch.Tensor, answers: int, mask: torch.Tensor) -> torch.Tensor:
+    """REINFORCE with a leave-one-out baseline: A_i = R_i - mean of the other R_j to the prompt, for each token of i.
+
+    totals: (batch,), R_i, the score less the KL penalty of the whole answer; `answers` and errors as in leave_one_out;
+    mask: (batch, tokens). Returns (batch, tokens). Source: Ahmadian et al. 2024, "Back to Basics", equation 6.
+    """
+    relative = totals - totals[::answers].repeat_interleave(answers)[: len(totals)]  # equal totals give exactly 0
+    return (relative - leave_one_out(relative, answers)).unsqueeze(1) * mask
+
+
+def dr_grpo(totals: torch.Tensor, answers: int, mask: torch.Tensor) -> torch.Tensor:
+    """GRPO without its two biases: A_i = R_i - mean of all R_j to the prompt, (answers - 1) / answers of `rloo`.
+
+    Arguments and result as of `rloo`. Source: Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3.2.
+    """
+    return (answers - 1) / answers * rloo(totals, answers, mask)
+
+
+def grpo(totals: torch.Tensor, answers: int, mask: torch.Tensor) -> torch.Tensor:
+    """Group-relative advantages: A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-4), each answer counting equally.
+
+    The loss averages over tokens, so an answer's advantages are multiplied by the mean length over its own length: that
+    is the 1 / |o_i| of the paper. Arguments and result as of `rloo`. Source: Shao et al. 2024, "DeepSeekMath", equation
+    3; the 1e-4 is TRL's, and leaves 0 where all answers to a prompt have the same total.
+    """
+    centred, lengths = dr_grpo(totals, answers, mask), mask.sum(dim=1)
+    deviation = totals.reshape(-1, answers).std(dim=1).repeat_interleave(answers)
+    weights = lengths.float().mean() / lengths / (deviation + 1e-4)
+    return centred * weights.unsqueeze(1)
+
+
+GROUP_ADVANTAGES = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo}
+
+
 def policy_loss(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

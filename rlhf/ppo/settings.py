@@ -15,6 +15,7 @@ class Settings:
     learning_rate: float
     trained_share: float = 1.0  # of the policy's layers, the upper ones; those below are frozen (shared_layers)
     answers_per_prompt: int = 1  # from 2 on, the others to the prompt are the baseline, and no value is learnt
+    advantage: str = "gae"  # or one of algorithm.GROUP_ADVANTAGES, which need several answers per prompt
     max_new_tokens: int = 96
     max_prompt_tokens: int = 256  # with the template; a batch is padded to its longest prompt
     temperature: float = 1.0

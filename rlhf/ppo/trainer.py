@@ -34,7 +34,8 @@ class PPOTrainer(Actors):
     reward_fn(prompts, responses, ended) gives one finite number for each response, higher is better; ended says which
     have an EOS. The value of a state is read off the policy's own trunk by a linear head that starts at zero, or off
     `value_model`, a model for sequence classification with one label; with several answers per prompt no value is
-    learnt (algorithm.leave_one_out). Checkpoints go to `checkpoints`, TensorBoard files to `logs`.
+    learnt (algorithm.leave_one_out). With settings.advantage it is the trainer of RLOO or GRPO, whose advantages take
+    the place of gae's. Checkpoints go to `checkpoints`, TensorBoard files to `logs`.
 
     Raises ValueError for settings that don't fit together, for fewer prompts than a batch and for a prompt that leaves
     no room for an answer.
@@ -83,6 +84,11 @@ class PPOTrainer(Actors):
             )
         if settings.answers_per_prompt > 1 and (self.value_model or settings.lam != 1):
             raise ValueError("several answers per prompt are a baseline: give no value model, and lam 1.")
+        known = ("gae", *algorithm.GROUP_ADVANTAGES)
+        if settings.advantage not in known:
+            raise ValueError(f"advantage {settings.advantage!r} is none of {', '.join(known)}.")
+        if settings.advantage != "gae" and settings.answers_per_prompt < 2:
+            raise ValueError(f"{settings.advantage} compares answers: give answers_per_prompt of 2 or more.")
         if len(self.prompts) < size:
             found = f"{len(self.prompts)} prompts are fewer than a batch of {size}"
             raise ValueError(f"{found}; give more prompts or lower batch_size.")
@@ -184,9 +190,12 @@ class PPOTrainer(Actors):
         rewards = algorithm.kl_penalised_rewards(old_logprobs, ref_logprobs, scores, value_mask, self.kl_coef)
         if settings.whiten_rewards:
             rewards = algorithm.masked_whiten(rewards, value_mask, shift_mean=False)
-        if settings.answers_per_prompt > 1:
-            values = algorithm.leave_one_out(rewards.sum(dim=1), settings.answers_per_prompt)[:, None] * value_mask
+        totals, answers = rewards.sum(dim=1), settings.answers_per_prompt
+        if answers > 1:
+            values = algorithm.leave_one_out(totals, answers)[:, None] * value_mask
         advantages, returns = algorithm.gae(rewards, values, value_mask, settings.gamma, settings.lam)
+        if settings.advantage != "gae":
+            advantages = algorithm.GROUP_ADVANTAGES[settings.advantage](totals, answers, mask)
         if settings.whiten_advantages:
             advantages = algorithm.masked_whiten(advantages, mask)
         row = {

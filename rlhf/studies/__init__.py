@@ -59,18 +59,18 @@ def forget(profile: Profile) -> None:
         shutil.rmtree(outputs.checkpoint_path(profile, f"reward_model_{name}"), ignore_errors=True)
 
 
-def gather(profile: Profile, seeds: list[int]) -> None:
+def gather(profile: Profile, seeds: list[int], files: tuple[str, ...] = FILES, command: str = "make study") -> None:
     """Put the rows of `seeds` into the CSVs of the profile's own seed, which keep the rows of other seeds.
 
     Raises FileNotFoundError where a study of one of `seeds` is not done.
     """
-    for name in FILES:
+    for name in files:
         tables = []
         for seed in seeds:
-            table = read_csv(profile, seed, name, "make study")
+            table = read_csv(profile, seed, name, command)
             tables.append(table[table.seed == seed])
             if tables[-1].empty:
-                raise FileNotFoundError(f"{name} has no rows of seed {seed}; run `make study`, which makes them.")
+                raise FileNotFoundError(f"{name} has no rows of seed {seed}; run `{command}`, which makes them.")
         outputs.merge_csv(profile, name, pd.concat(tables), key="seed")
         outputs.write_csv(profile, name, outputs.read_csv(profile, name).sort_values("seed", kind="stable"))
 

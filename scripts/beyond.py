@@ -1,0 +1,48 @@
+"""Compare PPO with DPO, IPO, RLOO, GRPO, rejection sampling and online DPO (rlhf/studies/beyond.py).
+
+python scripts/beyond.py             # every seed of `make seeds`, one after the other, then gather
+python scripts/beyond.py 0           # these seeds alone; rows of the others are kept
+
+It takes up the runs of `make seeds` where they ended, and does the methods that are not done yet; the search is that of
+the first seed. Exit status: 0 done, 2 it could not start, else that of the seed that failed.
+"""
+
+import argparse
+import sys
+
+from rlhf import outputs, runtime, studies
+from rlhf.profiles import load_profile, set_up
+from rlhf.studies import beyond
+from rlhf.studies.seeds import folders, run_script
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a seed's own process
+    options = parser.parse_args()
+    try:
+        profile = load_profile()
+        known = list(folders(profile))
+        if unknown := set(options.seeds) - set(known):
+            raise ValueError(f"seed {min(unknown)} is none of {', '.join(map(str, known))}.")
+        if options.here:
+            set_up(profile)
+            with outputs.run_lock():
+                beyond.run(profile)
+            return 0
+        seeds = options.seeds or known
+        for seed in seeds:
+            beyond.share_search(profile, seed)
+            if status := run_script(profile, seed, "beyond.py", "--here"):
+                return status
+        with outputs.run_lock():
+            studies.gather(profile, seeds, beyond.FILES, "make beyond")
+    except (ValueError, OSError) as error:  # a file or checkpoint that is missing, a folder that is in use
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.command_line(main))

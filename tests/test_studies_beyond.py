@@ -1,0 +1,203 @@
+"""The comparison of methods: every method runs at the smoke profile, is searched once, resumed, and counted."""
+
+import dataclasses
+import runpy
+import sys
+
+from rlhf import generation, outputs, studies
+from rlhf.reward import scoring
+from rlhf.studies import beyond, methods
+from rlhf.studies.common import Proxy
+from rlhf.studies.methods import METHODS, Trial
+from rlhf.studies.seeds import folders
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_study import small_proxy, small_study
+
+SAMPLING = ["ppo_scratch", "rloo", "grpo", "rejection", "online_dpo"]
+
+
+@pytest.fixture
+def ready(profile_with_sft, monkeypatch):
+    """A run of the smoke profile with few prompts, an untrained reward model, two values of each dial and one rate."""
+    profile = dataclasses.replace(profile_with_sft, eval_prompts=6)
+    small_proxy(small_study(profile), monkeypatch)
+    monkeypatch.setattr(beyond, "ASKED", 2)
+    for name, method in METHODS.items():
+        monkeypatch.setitem(METHODS, name, method._replace(values=method.searched, rates=method.rates[:1]))
+    return profile
+
+
+def read(profile, name):
+    return outputs.read_csv(profile, f"beyond_{name}.csv")
+
+
+def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
+    beyond.run(ready)
+    frontier, given, along = read(ready, "frontier"), read(ready, "given").set_index("method"), read(ready, "answers")
+    assert list(dict.fromkeys(frontier.method)) == ["best_of_n", *METHODS]
+    assert frontier.groupby("method").chosen.sum().to_dict() == dict.fromkeys(METHODS, 1) | {"best_of_n": 0}
+    assert frontier.drop(columns=["dial", "method"]).notna().all().all()
+    assert (frontier.kl[frontier.chosen] != 0).all()  # each has moved
+    assert read(ready, "search").groupby("method").chosen.sum().to_dict() == dict.fromkeys(METHODS, 1)
+    assert set(read(ready, "metrics").method) == {"sft_full", *METHODS}
+    assert {"gold", "reward", "kl", "distinct_2", "object"} <= set(read(ready, "metrics").metric)
+    assert set(read(ready, "logprobs").side) == {"chosen", "rejected"}
+
+    assert given.answers[["ppo_scratch", "rloo", "grpo"]].tolist() == [24] * 3
+    assert given.answers[["dpo", "ipo"]].tolist() == [0, 0]
+    assert given.labels["dpo"] == 24 < given.labels["rloo"] == 140
+    assert sorted(set(along.method)) == sorted(SAMPLING)
+    assert along[along.method == "rloo"].answers.tolist() == [0, 8, 16, 24]
+    ends = along.groupby("method").tail(1).set_index("method").gold
+    assert ends.to_dict() == frontier[frontier.chosen].set_index("method").gold[SAMPLING].to_dict()
+    costs = outputs.read_json(ready, "run.json")["beyond"]
+    assert set(costs) == set(METHODS) and all(cost["seconds"] > 0 for cost in costs.values())
+    for name in (*METHODS, "ppo_scratch"):
+        assert outputs.checkpoint_path(ready, f"{name}_final").exists() == (name != "ppo_scratch")
+
+    outputs.write_csv(ready, "beyond_frontier.csv", frontier[frontier.method != "grpo"])
+    trained = []
+    train = METHODS["grpo"].train
+    for name, method in METHODS.items():
+        recorded = lambda trial, *at, name=name: trained.append((name, *at)) or train(trial, *at)  # noqa: E731
+        monkeypatch.setitem(METHODS, name, method._replace(train=recorded))
+    beyond.run(ready)
+    kl_coefs = read(ready, "search").query("method == 'grpo'").value.tolist()
+    assert [(name, value) for name, _, value in trained] == [("grpo", value) for value in kl_coefs]  # none is searched
+    again = read(ready, "frontier").sort_values(["method", "value"], ignore_index=True)
+    pd.testing.assert_frame_equal(again, frontier.sort_values(["method", "value"], ignore_index=True))
+
+
+def test_rule_takes_the_highest_reward_within_the_budget_or_the_nearest_policy():
+    most = beyond.KL_BUDGET
+    table = pd.DataFrame({"reward": [0.5, 0.7, 0.9], "kl": [most / 2, most, most + 0.1]}, index=[4, 5, 6])
+    assert beyond.chosen(table).name == 5
+    assert beyond.chosen(table.assign(kl=[9.0, 7.0, 8.0])).name == 5
+
+
+def test_every_dial_has_four_values_and_the_search_is_of_the_same_size():
+    for name, method in METHODS.items():
+        assert len(set(method.values)) >= 4 and set(method.searched) <= set(method.values), name
+        assert len(method.searched) * len(method.rates) == (1 if name == "ppo_scratch" else 4)
+
+
+@pytest.fixture
+def trial(ready):
+    study = small_study(ready, "validation")
+    return Trial(study, Proxy(study, "final"))
+
+
+def test_a_round_asks_new_prompts_and_takes_the_penalty_off_answers_that_do_not_end(trial, monkeypatch):
+    seen = []
+    for number in range(2):
+        prompts, groups, rewards = methods.sampled_round(trial, number, 3)
+        assert rewards.shape == (2, 3) and [len(group) for group in groups] == [3, 3]
+        for prompt, group, row in zip(prompts, groups, rewards, strict=True):
+            ended = [answer.ended for answer in group]
+            plain = trial.proxy.reward([prompt] * 3, [answer.text for answer in group], ended)
+            assert row == pytest.approx(plain - ~np.array(ended) * trial.study.settings.missing_eos_penalty, abs=1e-5)
+        seen += prompts
+    assert len(set(seen)) == 4 and trial.answers == 12
+
+
+def test_rejection_learns_the_best_and_online_dpo_the_best_over_the_worst(trial, monkeypatch):
+    """What the trainers are given, read off them: the tokens that were sampled, ranked by the reward."""
+    monkeypatch.setattr(methods, "ROUNDS", 1)
+    prompts, groups, rewards = methods.sampled_round(trial, 0, 4)
+    rewards[-1] = 1.0  # nothing tells these apart
+    monkeypatch.setattr(methods, "sampled_round", lambda *_: (prompts, groups, rewards))
+    given = []
+    monkeypatch.setattr(Trial, "fit", lambda self, trainer, tokens: given.append((trainer.train_dataset, tokens)))
+    methods.by_rejection(trial, 1e-3, 4)
+    methods.by_own_pairs(trial, 1e-3, 0.1)
+    (best, tokens), (pairs, pair_tokens) = given
+    starts = generation.encode_prompts(trial.study.tokenizer, prompts)
+    for i, (start, group, row) in enumerate(zip(starts, groups, rewards, strict=True)):
+        chosen, rejected = (list(group[at].token_ids) for at in (row.argmax(), row.argmin()))
+        assert best[i]["input_ids"] == start + chosen
+        assert best[i]["labels"] == [-100] * len(start) + chosen
+        if i < len(prompts) - 1:
+            assert pairs[i]["prompt_ids"] == start
+            assert (pairs[i]["chosen_ids"], pairs[i]["rejected_ids"]) == (chosen, rejected)
+    assert len(pairs) == len(prompts) - 1
+    assert tokens == methods.PASSES * sum(map(len, best["input_ids"]))
+    assert pair_tokens == methods.PASSES * methods.tokens_of(pairs)
+
+
+def test_labelled_pairs_are_what_the_reward_model_read(trial):
+    study = trial.study
+    rows, pairs = methods.labelled_rows(study, 20), study.part_of_pairs(20 / 140)
+    wholes = {tuple(r["prompt_ids"] + r[f"{side}_ids"]) for r in rows for side in ("chosen", "rejected")}
+    ended = [True] * 20
+    read = [
+        tuple(ids)
+        for side in ("chosen", "rejected")
+        for ids in scoring.encode(study.tokenizer, list(pairs["prompt"]), list(pairs[side]), ended)
+    ]
+    assert len(rows) == 20 and wholes == set(read)
+    assert all(whole[-1] == study.tokenizer.eos_token_id for whole in wholes)
+    assert methods.tokens_of(rows) == sum(map(len, read))
+
+
+def test_snapshots_bring_back_the_weights_that_they_kept(trial):
+    first = trial.weights()
+    trial.answers = 8
+    trial.keep()
+    trial.keep()  # of the same share
+    assert list(trial.snapshots) == [8]
+    trial.put({name: weight + 1 for name, weight in first.items()})
+    trial.answers = 24
+    trial.keep()  # the end is no snapshot
+    assert list(trial.snapshots) == [8]
+    trial.put(trial.snapshots[8])
+    assert all((weight == first[name]).all() for name, weight in trial.weights().items())
+
+
+def write(folder, profile, seed, **columns):
+    rows = pd.DataFrame({"seed": seed, "method": list(METHODS)} | columns)
+    for file in (beyond.SEARCH, *beyond.FILES):
+        outputs.write_csv(profile, file, rows, base=folder)
+
+
+def test_search_is_handed_on_and_the_seeds_are_gathered_in_their_order(profile):
+    for seed in (2, 0, 1):
+        write(folders(profile)[seed], profile, seed, value=seed)
+    beyond.share_search(profile, 2)
+    handed = pd.read_csv(outputs.evaluation_dir(profile, folders(profile)[2]) / beyond.SEARCH)
+    assert set(handed.seed) == {0}
+    studies.gather(profile, [2, 0, 1], beyond.FILES, "make beyond")
+    table = outputs.read_csv(profile, beyond.FILES[-1])
+    assert table.seed.tolist() == [seed for seed in range(3) for _ in METHODS] == table.value.tolist()
+    assert set(outputs.read_csv(profile, beyond.SEARCH).seed) == {0}
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setenv("RLHF_PROFILE", "smoke")
+    monkeypatch.setattr(sys, "argv", ["beyond.py", *arguments])
+    return runpy.run_path(str(outputs.ROOT / "scripts" / "beyond.py"))["main"]()
+
+
+def test_each_seed_runs_in_a_process_of_its_own_with_the_search_of_the_first(profile, monkeypatch):
+    calls = []
+
+    def run_script(profile, seed, *command):
+        there = (outputs.evaluation_dir(profile, folders(profile)[seed]) / beyond.SEARCH).exists()
+        calls.append((seed, there, *command))
+        write(folders(profile)[seed], profile, seed)
+        return 0
+
+    monkeypatch.setattr("rlhf.studies.seeds.run_script", run_script)
+    assert main(monkeypatch) == 0
+    assert calls == [(seed, seed > 0, "beyond.py", "--here") for seed in range(3)]
+    assert len(outputs.read_csv(profile, beyond.FILES[0])) == 3 * len(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["7"], "seed 7 is none of 0, 1, 2"), (["--here"], "run.json is missing")]
+)
+def test_what_can_not_start_is_said_in_one_line(profile, monkeypatch, capsys, arguments, message):
+    assert main(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err
