@@ -17,6 +17,7 @@ from rlhf.profiles import Profile, load_profile
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
 
 CONTEXT = 128
@@ -28,16 +29,12 @@ SETTINGS = tuple(
 
 
 # What takes longest comes first, so that no core is left with it at the end.
-LONGEST = ("smoke", "test_architectures.py", "test_smoke_recipes.py", "test_gpt2_shape.py")
+LONGEST = ("test_smoke_notebooks.py", "test_architectures.py", "test_smoke_recipes.py", "test_gpt2_shape.py")
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Give every process of pytest-xdist whole files, and the tests that read the one smoke run to a single process."""
-    groups = [("smoke" if "smoke" in item.fixturenames else item.path.name, item) for item in items]
-    for group, item in groups:
-        item.add_marker(pytest.mark.xdist_group(group))
-    groups.sort(key=lambda pair: LONGEST.index(pair[0]) if pair[0] in LONGEST else len(LONGEST))
-    items[:] = [item for _, item in groups]
+    """Put the files that take longest first; pytest-xdist gives each of its processes whole files in this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
@@ -250,10 +247,19 @@ def run_all_notebooks(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    """The outputs of one run of all notebooks at the smoke profile, and of the studies of this one seed."""
-    folder = run_all_notebooks(tmp_path_factory.mktemp("smoke") / "outputs")
-    run_script(folder, "study.py", "0")
-    run_script(folder, "run_notebooks.py", "4_overoptimisation")
-    run_script(folder, "troubleshooting.py")
-    run_script(folder, "run_notebooks.py", "5_troubleshooting")
+    """The outputs of one run of all notebooks at the smoke profile, and of the studies of this one seed.
+
+    The processes of pytest-xdist share it: the first that asks for it makes it, and another waits.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / "smoke" / "outputs", shared / "smoke" / "done"
+    with FileLock(shared / "smoke.lock"):
+        if not done.exists():
+            run_all_notebooks(folder)
+            run_script(folder, "study.py", "0")
+            run_script(folder, "run_notebooks.py", "4_overoptimisation")
+            run_script(folder, "troubleshooting.py")
+            run_script(folder, "run_notebooks.py", "5_troubleshooting")
+            done.touch()
     return folder

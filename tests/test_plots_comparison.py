@@ -52,7 +52,7 @@ def test_paired_shows_each_metric_in_a_panel_with_the_differences_of_the_frame()
     x, _, ends = intervals(shown[1])["PPO (TRL)"]
     np.testing.assert_allclose(x, rows.difference)
     np.testing.assert_allclose(ends, rows[["ci_low", "ci_high"]])
-    assert [text.get_text() for text in shown[1].texts][-1] == "−0.241"
+    assert [text.get_text() for text in shown[1].texts][-1] == f"{rows.difference.item():+.3f}".replace("-", "−")
     names = [text.get_text() for text in shown[0].get_yticklabels()]
     assert names == ["full SFT − base", "full SFT − QLoRA SFT", "PPO (TRL) − full SFT"]
 

@@ -191,7 +191,7 @@ def test_outputs_that_are_in_use_are_named_and_left_alone(profile, monkeypatch, 
     ("arguments", "name", "message"),
     [
         (["7"], "smoke", "error: seed 7 is none of 0, 1, 2."),
-        ([], "lap", "error: unknown profile 'lap'; choose one of"),
+        ([], "lap", "error: RLHF_PROFILE='lap' is no profile; choose one of"),
         (["--gather"], "smoke", "data_size.csv is missing; run `make study`, which makes it."),
         (["--here"], "smoke", "run.json is missing"),
     ],

@@ -90,7 +90,7 @@ def test_unknown_profile_is_one_line_and_no_traceback(monkeypatch, capsys, scrip
     monkeypatch.setattr("sys.argv", [script])
     assert stage_module(f"scripts/{script}.py")["main"]() == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: unknown profile 'nonsense'") and "\n" not in error
+    assert error.startswith("error: RLHF_PROFILE='nonsense' is no profile") and "\n" not in error
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
