@@ -20,9 +20,9 @@ def test_style_does_not_depend_on_matplotlibs_settings_and_leaves_them_alone():
 
 
 def test_models_stand_in_their_order_and_unknown_ones_get_a_colour_of_their_own():
-    frame = summary({"reward": [1, 2, 3, 4]}, ["kto", "ppo", "best_of_n", "base"], 0.1)
+    frame = summary({"reward": [1, 2, 3, 4]}, ["kto", "ppo", "xpo", "base"], 0.1)
     shown = colours(draw("model_metrics", frame, ["reward"], "Reward"))
-    assert list(shown) == ["base", "PPO (TRL)", "best of n", "kto"]
+    assert list(shown) == ["base", "PPO (TRL)", "kto", "xpo"]
     assert len(set(shown.values())) == 4
 
 
