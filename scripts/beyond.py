@@ -13,7 +13,7 @@ import sys
 from rlhf import outputs, runtime, studies
 from rlhf.profiles import load_profile, set_up
 from rlhf.studies import beyond
-from rlhf.studies.seeds import folders, run_script
+from rlhf.studies.seeds import chosen, run_script
 
 
 def main() -> int:
@@ -23,15 +23,12 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = load_profile()
-        known = list(folders(profile))
-        if unknown := set(options.seeds) - set(known):
-            raise ValueError(f"seed {min(unknown)} is none of {', '.join(map(str, known))}.")
+        seeds = chosen(profile, options.seeds)
         if options.here:
             set_up(profile)
             with outputs.run_lock():
                 beyond.run(profile)
             return 0
-        seeds = options.seeds or known
         for seed in seeds:
             beyond.share_search(profile, seed)
             if status := run_script(profile, seed, "beyond.py", "--here"):

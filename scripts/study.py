@@ -14,7 +14,7 @@ import sys
 
 from rlhf import outputs, runtime, studies
 from rlhf.profiles import load_profile, set_up
-from rlhf.studies.seeds import folders, run_script
+from rlhf.studies.seeds import chosen, run_script
 
 
 def main() -> int:
@@ -25,9 +25,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = load_profile()
-        known = list(folders(profile))
-        if unknown := set(options.seeds) - set(known):
-            raise ValueError(f"seed {min(unknown)} is none of {', '.join(map(str, known))}.")
+        seeds = chosen(profile, options.seeds)
     except ValueError as error:
         return failed(error)
     try:
@@ -38,7 +36,6 @@ def main() -> int:
                     studies.forget(profile)
                 studies.run(profile)
             return 0
-        seeds = options.seeds or known
         for seed in () if options.gather else seeds:
             if status := run_script(profile, seed, "study.py", "--here"):
                 return status

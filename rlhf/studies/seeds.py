@@ -33,6 +33,14 @@ def folders(profile: Profile) -> dict[int, Path]:
     return {profile.seed: outputs.root(), **others}
 
 
+def chosen(profile: Profile, given: list[int]) -> list[int]:
+    """`given`, or where it is empty every seed. Raises ValueError for one that is no seed of `make seeds`."""
+    known = list(folders(profile))
+    if unknown := set(given) - set(known):
+        raise ValueError(f"seed {min(unknown)} is none of {', '.join(map(str, known))}.")
+    return given or known
+
+
 def run_script(profile: Profile, seed: int, script: str, *arguments: str) -> int:
     """Run one of the scripts with a seed and its folder of outputs; returns the exit status."""
     folder = folders(profile)[seed]
