@@ -57,13 +57,13 @@ def run(profile: Profile) -> None:
     missing = [pair for pair in wanted if pair not in done]
     start = Start(Study(profile, "validation")) if missing else None
     if missing and (SFT, profile.seed) not in done:
-        _append(profile, END, sft_rows(start), SFT, profile.seed)
+        _write(profile, END, sft_rows(start), SFT, profile.seed)
     for fault, seed in missing:
         began = time.perf_counter()
         trainer = start.trainer(seed=seed) if fault == HEALTHY else FAULTS[fault](start)
         curve, end = measured(start, trainer)
-        _append(profile, CURVES, curve, fault, seed)
-        _append(profile, END, end, fault, seed)
+        _write(profile, CURVES, curve, fault, seed)
+        _write(profile, END, end, fault, seed)
         print(f"{fault}, seed {seed}: {len(curve)} updates, {time.perf_counter() - began:.0f} s", flush=True)
     outputs.write_csv(profile, ALARMS, alarms(outputs.read_csv(profile, CURVES)))
 
@@ -79,13 +79,11 @@ def _read(profile: Profile, name: str) -> pd.DataFrame:
     return outputs.read_csv(profile, name) if there else pd.DataFrame({"fault": [], "seed": []})
 
 
-def _append(profile: Profile, name: str, rows: pd.DataFrame, fault: str, seed: int) -> None:
-    """Add a run's rows to a CSV, in place of those that it has there from before it was stopped."""
+def _write(profile: Profile, name: str, rows: pd.DataFrame, fault: str, seed: int) -> None:
+    """Put a run's rows into a CSV, in place of those that it has there from before it was stopped."""
     rows.insert(0, "fault", fault)
     rows.insert(1, "seed", seed)
-    before = _read(profile, name)
-    before = before[(before.fault != fault) | (before.seed != seed)]
-    outputs.write_csv(profile, name, pd.concat([before, rows]) if len(before) else rows)
+    outputs.merge_csv(profile, name, rows, key=["fault", "seed"])
 
 
 def measured(start: Start, trainer: PPOTrainer) -> tuple[pd.DataFrame, pd.DataFrame]:
