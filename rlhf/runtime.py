@@ -111,7 +111,11 @@ def asked(variable: str) -> bool:
 
 
 def command_line(main: Callable[[], int]) -> int:
-    """Run the `main` of a script; exit status 130 where it is interrupted, by Ctrl-C or SIGTERM."""
+    """Run the `main` of a script, and return its exit status.
+
+    It is 2, after one line, where it can't do what it was asked (ValueError, OSError: a bad setting, a file that is
+    missing, a folder that is in use), and 130 where it is interrupted, by Ctrl-C or SIGTERM.
+    """
 
     def stop(*_) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break off the ending of the children
@@ -122,6 +126,9 @@ def command_line(main: Callable[[], int]) -> int:
         signal.signal(number, stop)
     try:
         return main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nInterrupted. The same command, without FORCE, goes on where this one stopped.", file=sys.stderr)
         return 130

@@ -21,23 +21,19 @@ def main() -> int:
     parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a seed's own process
     options = parser.parse_args()
-    try:
-        profile = load_profile()
-        seeds = chosen(profile, options.seeds)
-        if options.here:
-            set_up(profile)
-            with outputs.run_lock():
-                beyond.run(profile)
-            return 0
-        for seed in seeds:
-            beyond.share_search(profile, seed)
-            if status := run_script(profile, seed, "beyond.py", "--here"):
-                return status
+    profile = load_profile()
+    seeds = chosen(profile, options.seeds)
+    if options.here:
+        set_up(profile)
         with outputs.run_lock():
-            studies.gather(profile, seeds, beyond.FILES, "make beyond")
-    except (ValueError, OSError) as error:  # a file or checkpoint that is missing, a folder that is in use
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            beyond.run(profile)
+        return 0
+    for seed in seeds:
+        beyond.share_search(profile, seed)
+        if status := run_script(profile, seed, "beyond.py", "--here"):
+            return status
+    with outputs.run_lock():
+        studies.gather(profile, seeds, beyond.FILES, "make beyond")
     return 0
 
 

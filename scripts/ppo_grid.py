@@ -12,14 +12,10 @@ from rlhf.studies import ppo_grid
 
 
 def main() -> int:
-    try:
-        profile = load_profile()
-        set_up(profile)
-        with outputs.run_lock():
-            table = ppo_grid.run(profile)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile()
+    set_up(profile)
+    with outputs.run_lock():
+        table = ppo_grid.run(profile)
     print(table.round(3).to_string(index=False))
     return 0
 

@@ -11,15 +11,11 @@ from rlhf.profiles import load_profile, set_up
 
 
 def main() -> int:
-    try:
-        profile = load_profile("lab")
-        set_up(profile)
-        with outputs.run_lock():
-            trained = pretraining.pretrain(profile, outputs.checkpoint_path(profile, "pretraining"))
-            pretraining.ship(profile, *trained, SHIPPED)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile("lab")
+    set_up(profile)
+    with outputs.run_lock():
+        trained = pretraining.pretrain(profile, outputs.checkpoint_path(profile, "pretraining"))
+        pretraining.ship(profile, *trained, SHIPPED)
     print(trained[-1].tail(3).to_string(index=False))
     print(f"written: {outputs.show(SHIPPED)}")
     return 0

@@ -25,20 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     root, changed = options.root.resolve(), ("MAX_STEPS", "SEED")
     for variable in changed if options.recipe else (*changed, "MODEL", "DATASET", "PUBLISHED"):  # as the profile has it
         os.environ.pop(f"RLHF_{variable}", None)
-    try:
-        profile = load_profile(recipe_profile(options.recipe) if options.recipe else "lab")
-        recipe = root / "recipes" / f"{options.recipe}.ipynb"
-        with outputs.run_lock():
-            notebooks = [recipe] if options.recipe else execution.find_notebooks(root)
-            problems = rendering.render_all(notebooks, profile)
-            if problems:
-                print("error: nothing was rendered.", *problems, sep="\n  ", file=sys.stderr)
-                return 1
-            rendering.copy_results(profile)
-            report.write_readme(profile)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile(recipe_profile(options.recipe) if options.recipe else "lab")
+    recipe = root / "recipes" / f"{options.recipe}.ipynb"
+    with outputs.run_lock():
+        notebooks = [recipe] if options.recipe else execution.find_notebooks(root)
+        problems = rendering.render_all(notebooks, profile)
+        if problems:
+            print("error: nothing was rendered.", *problems, sep="\n  ", file=sys.stderr)
+            return 1
+        rendering.copy_results(profile)
+        report.write_readme(profile)
     return 0
 
 

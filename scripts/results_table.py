@@ -15,15 +15,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare README.md with results/")
     options = parser.parse_args(arguments)
-    try:
-        if not options.check:
-            print(report.results(load_profile()))
-            return 0
-        text = (outputs.ROOT / "README.md").read_text(encoding="utf-8")
-        stale = any(report.replaced(text, load_profile(name)) != text for name in ("lab", "sentiment"))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not options.check:
+        print(report.results(load_profile()))
+        return 0
+    text = (outputs.ROOT / "README.md").read_text(encoding="utf-8")
+    stale = any(report.replaced(text, load_profile(name)) != text for name in ("lab", "sentiment"))
     print(f"README.md: the results {'are not' if stale else 'are'} those in results/")
     return int(stale)
 

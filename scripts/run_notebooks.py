@@ -24,36 +24,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_..., 03_...")
     options = parser.parse_args(arguments)
     force, source, names = runtime.asked("FORCE"), os.environ.get("FROM", "").strip(), options.names
-    try:
-        if source and (force or names):
-            raise ValueError(
-                "FROM pulls checkpoints and executes the evaluation alone: name no notebook with it and leave FORCE "
-                "out; RLHF_OUTPUTS=<folder> keeps what is pulled apart from a run of your own."
-            )
-        if force and names:
-            raise ValueError("FORCE=1 deletes every output, so it starts at the first notebook; name none with it.")
-        profile = load_profile()
-        if profile.recipe:
-            recipe = profile.name.removesuffix("_smoke")
-            raise ValueError(f"profile {profile.name!r} is that of one notebook; run it by make recipe NAME={recipe}.")
-        set_up(profile)
-        notebooks = execution.find_notebooks(options.root.resolve())
-        with outputs.run_lock():
-            if force:
-                execution.start_over(profile)
-            execution.check_settings(profile)
-            if source:
-                kind, _, name = source.partition(":")
-                name, _, revision = name.partition("@")
-                if kind != "hub" or not name:
-                    raise ValueError(f"FROM={source!r} is not of the form hub:user/name or hub:user/name@revision.")
-                print(f"Pulled from {outputs.show_name(name)}: {', '.join(pull(profile, name, revision or None))}.")
-                names = [execution.EVALUATION]
-            chosen = execution.choose(notebooks, profile, names)
-            return execution.run(chosen, notebooks, profile, options.root.resolve())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if source and (force or names):
+        raise ValueError(
+            "FROM pulls checkpoints and executes the evaluation alone: name no notebook with it and leave FORCE "
+            "out; RLHF_OUTPUTS=<folder> keeps what is pulled apart from a run of your own."
+        )
+    if force and names:
+        raise ValueError("FORCE=1 deletes every output, so it starts at the first notebook; name none with it.")
+    profile = load_profile()
+    if profile.recipe:
+        recipe = profile.name.removesuffix("_smoke")
+        raise ValueError(f"profile {profile.name!r} is that of one notebook; run it by make recipe NAME={recipe}.")
+    set_up(profile)
+    notebooks = execution.find_notebooks(options.root.resolve())
+    with outputs.run_lock():
+        if force:
+            execution.start_over(profile)
+        execution.check_settings(profile)
+        if source:
+            kind, _, name = source.partition(":")
+            name, _, revision = name.partition("@")
+            if kind != "hub" or not name:
+                raise ValueError(f"FROM={source!r} is not of the form hub:user/name or hub:user/name@revision.")
+            print(f"Pulled from {outputs.show_name(name)}: {', '.join(pull(profile, name, revision or None))}.")
+            names = [execution.EVALUATION]
+        chosen = execution.choose(notebooks, profile, names)
+        return execution.run(chosen, notebooks, profile, options.root.resolve())
 
 
 if __name__ == "__main__":

@@ -18,19 +18,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the recipe, such as sentiment")
     options = parser.parse_args(arguments)
-    try:
-        profile = load_profile(recipe_profile(options.name))
-        set_up(profile)
-        notebook = outputs.ROOT / "recipes" / f"{options.name}.ipynb"
-        with outputs.run_lock():
-            if runtime.asked("FORCE"):
-                execution.start_over(profile)
-            execution.check_settings(profile)
-            chosen = [] if is_finished(notebook, profile) else [notebook]
-            return execution.run(chosen, [notebook], profile, outputs.ROOT)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile(recipe_profile(options.name))
+    set_up(profile)
+    notebook = outputs.ROOT / "recipes" / f"{options.name}.ipynb"
+    with outputs.run_lock():
+        if runtime.asked("FORCE"):
+            execution.start_over(profile)
+        execution.check_settings(profile)
+        chosen = [] if is_finished(notebook, profile) else [notebook]
+        return execution.run(chosen, [notebook], profile, outputs.ROOT)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gather", action="store_true", help="run nothing")
     options = parser.parse_args()
-    try:
-        profile = load_profile()
-        for seed in [] if options.gather else seeds.folders(profile):
-            if status := seeds.run_script(profile, seed, "run_notebooks.py"):
-                return status
-        with outputs.run_lock():
-            seeds.gather(profile)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile()
+    for seed in [] if options.gather else seeds.folders(profile):
+        if status := seeds.run_script(profile, seed, "run_notebooks.py"):
+            return status
+    with outputs.run_lock():
+        seeds.gather(profile)
     paired = outputs.read_csv(profile, "paired.csv")
     print(paired[paired.model.str.startswith("ppo")].round(3).to_string(index=False))
     return 0

@@ -23,32 +23,21 @@ def main() -> int:
     parser.add_argument("--gather", action="store_true", help="run nothing")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a seed's own process
     options = parser.parse_args()
-    try:
-        profile = load_profile()
-        seeds = chosen(profile, options.seeds)
-    except ValueError as error:
-        return failed(error)
-    try:
-        if options.here:
-            set_up(profile)
-            with outputs.run_lock():
-                if runtime.asked("FORCE"):
-                    studies.forget(profile)
-                studies.run(profile)
-            return 0
-        for seed in () if options.gather else seeds:
-            if status := run_script(profile, seed, "study.py", "--here"):
-                return status
+    profile = load_profile()
+    seeds = chosen(profile, options.seeds)
+    if options.here:
+        set_up(profile)
         with outputs.run_lock():
-            studies.gather(profile, seeds)
-    except OSError as error:  # a file or checkpoint that is missing, a folder that is in use or can't be written
-        return failed(error)
+            if runtime.asked("FORCE"):
+                studies.forget(profile)
+            studies.run(profile)
+        return 0
+    for seed in () if options.gather else seeds:
+        if status := run_script(profile, seed, "study.py", "--here"):
+            return status
+    with outputs.run_lock():
+        studies.gather(profile, seeds)
     return 0
-
-
-def failed(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -12,16 +12,12 @@ from rlhf.studies import troubleshooting
 
 
 def main() -> int:
-    try:
-        profile = load_profile()
-        set_up(profile)
-        with outputs.run_lock():
-            if runtime.asked("FORCE"):
-                troubleshooting.forget(profile)
-            troubleshooting.run(profile)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile()
+    set_up(profile)
+    with outputs.run_lock():
+        if runtime.asked("FORCE"):
+            troubleshooting.forget(profile)
+        troubleshooting.run(profile)
     return 0
 
 
