@@ -53,6 +53,10 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
     assert along[along.method == "rloo"].answers.tolist() == [0, 8, 16, 24]
     ends = along.groupby("method").tail(1).set_index("method").gold
     assert ends.to_dict() == frontier[frontier.chosen].set_index("method").gold[SAMPLING].to_dict()
+    prompts = read(ready, "prompts")
+    means = prompts.groupby("method").gold.mean()[list(METHODS)]
+    metric = read(ready, "metrics").query("metric == 'gold'").set_index("method")["mean"][list(METHODS)]
+    assert means.tolist() == pytest.approx(metric.tolist()) and prompts.groupby("method").size().unique() == [6]
     costs = outputs.read_json(ready, "run.json")["beyond"]
     assert set(costs) == set(METHODS) and all(cost["seconds"] > 0 for cost in costs.values())
     for name in (*METHODS, "ppo_scratch"):
@@ -201,3 +205,17 @@ def test_each_seed_runs_in_a_process_of_its_own_with_the_search_of_the_first(pro
 def test_what_can_not_start_is_said_in_one_line(profile, monkeypatch, capsys, arguments, message):
     assert main(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_methods_are_compared_with_ppo_prompt_by_prompt_and_seed_by_seed(known):
+    rows = [
+        (seed, method, prompt, score, score if known else np.nan)
+        for seed, shift in ((0, 1.0), (1, -2.0))
+        for method, of in (("rloo", shift), ("ppo_scratch", 0.0))
+        for prompt, score in ((1, 5.0 + of), (0, 1.0 + of))
+    ]
+    table = beyond.against_ppo(pd.DataFrame(rows, columns=["seed", "method", "prompt", "reward", "gold"]))
+    assert table.difference.tolist() == table.ci_low.tolist() == table.ci_high.tolist() == [1.0, -2.0]
+    assert table.method.tolist() == ["rloo", "rloo"] and table.seed.tolist() == [0, 1] and set(table.n) == {2}
+    assert set(table.metric) == {"gold" if known else "reward"}

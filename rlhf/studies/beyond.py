@@ -11,6 +11,7 @@ beyond_answers.csv: answers sampled until then; reward (SFT's deviations) and go
 prompts, with intervals.
 beyond_logprobs.csv: of the test pairs' answers: side, before (SFT), change, ci_low, ci_high (nats per answer), n.
 beyond_given.csv: what the chosen policy was trained with: labels, answers, backward_tokens.
+beyond_prompts.csv: of the chosen policy's answer to each test prompt: prompt (its number), reward and gold.
 beyond_frontier.csv: dial, value, chosen, kl (nats per answer), reward and gold as in beyond_answers.csv, stop_rate,
 words, n. Of best_of_n, the KL is that of the formula.
 """
@@ -41,7 +42,7 @@ import torch
 
 SEARCH = "beyond_search.csv"
 # In the order in which they are written; the last one tells that a method is done.
-FILES = tuple(f"beyond_{name}.csv" for name in ("metrics", "answers", "logprobs", "given", "frontier"))
+FILES = tuple(f"beyond_{name}.csv" for name in ("metrics", "answers", "logprobs", "given", "prompts", "frontier"))
 CHOICES, ASKED = (1, 2, 4, 8, 16), 150  # best of n: n, and prompts
 POINT = ["dial", "value", "chosen", "kl", "reward", "reward_ci_low", "reward_ci_high"]
 POINT += ["gold", "gold_ci_low", "gold_ci_high", "stop_rate", "words", "n"]
@@ -173,7 +174,8 @@ class Comparison:
             gains, rest = self.gains(table), (table.stop_rate.mean(), table.words.mean(), len(table))
             points.append((dial, value, is_chosen, table.kl.mean(), *gains, *rest))
             if is_chosen:
-                tables = [self.summary(table), self.along(trial, gains), self.changes(trial), self.given(trial)]
+                scores = table.reindex(columns=["reward", "gold"]).rename_axis("prompt").reset_index()
+                tables = [self.summary(table), self.along(trial, gains), self.changes(trial), self.given(trial), scores]
         return dict(zip(FILES, [*tables, pd.DataFrame(points, columns=POINT)], strict=True))
 
     def given(self, trial: Trial) -> pd.DataFrame:
@@ -237,6 +239,18 @@ class Comparison:
             for side, values in self.logprobs(trial.policy).items()
         ]
         return pd.DataFrame(rows, columns=["side", "before", "change", "ci_low", "ci_high", "n"])
+
+
+def against_ppo(prompts: pd.DataFrame) -> pd.DataFrame:
+    """The score of each method minus that of PPO on the same prompts, for each seed of beyond_prompts.csv.
+
+    Columns: method, against, metric (gold, or reward where gold is not known), difference, ci_low, ci_high, n, seed.
+    """
+    metric, found = "gold" if prompts.gold.notna().all() else "reward", []
+    for seed, rows in prompts.groupby("seed"):
+        scores = {method: of[metric] for method, of in rows.sort_values("prompt").groupby("method", sort=False)}
+        found.append(metrics.paired_rows({metric: scores}, against="ppo_scratch").assign(seed=seed))
+    return pd.concat(found, ignore_index=True).rename(columns={"model": "method"})
 
 
 def _written(unit: float, factors: tuple[float, ...]) -> list[float]:
