@@ -6,12 +6,13 @@ from functools import cache
 from rlhf import metrics, models, outputs
 from rlhf.data import load_preferences
 from rlhf.evaluation.answers import decode, prompt_rows
-from rlhf.generation import right_padded
+from rlhf.generation import Answer, answer_logprobs, right_padded
 from rlhf.lab import gold_table
 from rlhf.ppo import algorithm as ppo
 from rlhf.profiles import load_profile, set_up
 from rlhf.reward import scoring
 from rlhf.studies.faults import logits_at_last_column
+from rlhf.tokens import encode
 
 import numpy as np
 import torch
@@ -259,9 +260,47 @@ def score_in_a_batch(profile):
     return found
 
 
+def two_answers(profile):
+    """With two answers to a prompt, what are RLOO's advantages in closed form, and what are Dr. GRPO's? What does GRPO
+    make of them, however near the two rewards are?
+
+    RLOO: the difference of the two and its negative. Dr. GRPO: half of that. GRPO: 0.71 and -0.71 whatever the
+    difference, because the deviation of two numbers is their difference divided by the root of 2.
+    """
+    found = {}
+    for difference in (4.0, 0.4):
+        totals, mask = torch.tensor([1.0 + difference, 1.0]), torch.ones(2, 5)
+        found[difference] = {name: of(totals, 2, mask)[:, 0].tolist() for name, of in ppo.GROUP_ADVANTAGES.items()}
+        shown = (f"{name} {of[0]:+.2f} and {of[1]:+.2f}" for name, of in found[difference].items())
+        print(f"difference {difference:g}: {', '.join(shown)}")
+    return found
+
+
+def implicit_reward(profile):
+    """DPO's implicit reward is beta (log pi - log pi_ref). With PPO's policy as pi: on which share of the test pairs is
+    it higher for the chosen answer, and of which share does the reward model prefer it?
+
+    The reward model is right more often: PPO learnt to write what is scored high, near to SFT, not to rank answers that
+    it would not write. Above one half it is all the same, so some of the ranking went over.
+    """
+    tokenizer, rows = models.load_tokenizer(profile), load_preferences(profile)["test"]
+    rows = rows.select(range(min(len(rows), profile.eval_prompts)))
+    prompts, sides, ended = list(rows["prompt"]), ("chosen", "rejected"), [True] * len(rows)
+    eos = tokenizer.eos_token_id
+    ids = {side: [(*row, eos) for row in encode(tokenizer, rows[side])] for side in sides}
+    of = {side: [Answer(*row, True) for row in zip(rows[side], ids[side], strict=True)] for side in sides}
+    policies = [models.load_policy(profile, name) for name in ("ppo", models.start_key(profile))]
+    gains = [np.subtract(*(answer_logprobs(p, tokenizer, prompts, of[side]) for p in policies)) for side in sides]
+    model = models.load_reward_model(profile)
+    scores = [scoring.score(model, tokenizer, prompts, list(rows[side]), ended) for side in sides]
+    implicit, explicit = (metrics.wins(*both).mean() for both in (gains, scores))
+    print(f"of {len(rows)} pairs PPO's policy ranks {implicit:.2f} as labelled, the reward model {explicit:.2f}")
+    return implicit, explicit
+
+
 SOLUTIONS = (other_coefficient, unit_of_the_reward, gae_by_definition, estimates_of_the_kl, baselines_by_enumeration)
 SOLUTIONS += (length_alone, borrowed_ending, kl_of_best_of_n, peak_of_noise, law_of_over_optimisation)
-SOLUTIONS += (mask_by_pad, score_in_a_batch)
+SOLUTIONS += (mask_by_pad, score_in_a_batch, two_answers, implicit_reward)
 
 if __name__ == "__main__":
     set_up(run := load_profile())

@@ -1,5 +1,6 @@
 """What the machine is and how it is used: device, precision, threads, seeds, clock."""
 
+import functools
 import math
 import os
 import random
@@ -110,12 +111,25 @@ def asked(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no")
 
 
-def command_line(main: Callable[[], int]) -> int:
-    """Run the `main` of a script, and return its exit status.
+def reported(main: Callable[..., int]) -> Callable[..., int]:
+    """The `main` of a command, with exit status 2 and one line where it can't do what it was asked.
 
-    It is 2, after one line, where it can't do what it was asked (ValueError, OSError: a bad setting, a file that is
-    missing, a folder that is in use), and 130 where it is interrupted, by Ctrl-C or SIGTERM.
+    That is a ValueError or OSError: a bad setting, a file or checkpoint that is missing, a folder that is in use.
     """
+
+    @functools.wraps(main)
+    def reporting(*arguments) -> int:
+        try:
+            return main(*arguments)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return reporting
+
+
+def command_line(main: Callable[[], int]) -> int:
+    """Run the `main` of a script; exit status 130 where it is interrupted, by Ctrl-C or SIGTERM."""
 
     def stop(*_) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not break off the ending of the children
@@ -126,9 +140,6 @@ def command_line(main: Callable[[], int]) -> int:
         signal.signal(number, stop)
     try:
         return main()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nInterrupted. The same command, without FORCE, goes on where this one stopped.", file=sys.stderr)
         return 130

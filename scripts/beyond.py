@@ -16,6 +16,7 @@ from rlhf.studies import beyond
 from rlhf.studies.seeds import chosen, run_script
 
 
+@runtime.reported
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")

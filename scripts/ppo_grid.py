@@ -11,6 +11,7 @@ from rlhf.profiles import load_profile, set_up
 from rlhf.studies import ppo_grid
 
 
+@runtime.reported
 def main() -> int:
     profile = load_profile()
     set_up(profile)

@@ -10,6 +10,7 @@ from rlhf.lab.base_model import SHIPPED
 from rlhf.profiles import load_profile, set_up
 
 
+@runtime.reported
 def main() -> int:
     profile = load_profile("lab")
     set_up(profile)

@@ -17,6 +17,7 @@ from rlhf.notebooks import execution, rendering
 from rlhf.profiles import load_profile, recipe_profile
 
 
+@runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=outputs.ROOT, help="the folder that holds 01_..., 02_...")

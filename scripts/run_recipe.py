@@ -14,6 +14,7 @@ from rlhf.notebooks.staleness import is_finished
 from rlhf.profiles import load_profile, recipe_profile, set_up
 
 
+@runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the recipe, such as sentiment")

@@ -15,6 +15,7 @@ from rlhf.profiles import load_profile
 from rlhf.studies import seeds
 
 
+@runtime.reported
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gather", action="store_true", help="run nothing")

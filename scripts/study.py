@@ -17,6 +17,7 @@ from rlhf.profiles import load_profile, set_up
 from rlhf.studies.seeds import chosen, run_script
 
 
+@runtime.reported
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")

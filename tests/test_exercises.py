@@ -289,3 +289,17 @@ def test_mask_by_pad_loses_the_end_of_every_answer_that_ended(finished, solution
 def test_score_in_a_batch_is_the_score_alone_at_the_last_real_token_only(finished, solution):
     found = solution("score_in_a_batch")(finished)
     assert abs(found["last real token"]) < 1e-5 < 1e-3 < abs(found["last column"])
+
+
+def test_two_answers_have_the_advantages_of_the_closed_form(solution):
+    for difference, found in solution("two_answers")(None).items():
+        assert found["rloo"] == pytest.approx([difference, -difference])
+        assert found["dr_grpo"] == pytest.approx([difference / 2, -difference / 2])
+        assert found["grpo"] == pytest.approx([2**-0.5, -(2**-0.5)], abs=1e-3)
+
+
+def test_implicit_reward_of_the_policy_that_ppo_starts_from_is_a_tie_everywhere(finished, solution, monkeypatch):
+    start = models.load_policy(finished, models.start_key(finished))
+    monkeypatch.setattr(models, "load_policy", lambda *_: start)
+    implicit, explicit = solution("implicit_reward")(finished)
+    assert implicit == 0.5 and 0 <= explicit <= 1

@@ -5,7 +5,9 @@ from pathlib import Path
 from rlhf import outputs, registry, studies
 from rlhf.notebooks.execution import find_notebooks
 from rlhf.notebooks.staleness import name_of
+from rlhf.studies import beyond
 from rlhf.studies.faults import FAULTS
+from rlhf.studies.methods import METHODS
 
 import pandas as pd
 import pytest
@@ -117,6 +119,11 @@ WRITES = {
         *(f"plots/troubleshooting_{name}.png" for name in FAULTS),
         "plots/troubleshooting_alarms.png",
     ],
+    "03_ppo_alignment/6_beyond_ppo": [
+        *(f"evaluation/{name}" for name in (beyond.SEARCH, *beyond.FILES)),
+        *(f"plots/beyond_{name}.png" for name in ("frontier", "answers", "logprobs")),
+        *(f"checkpoints/{name}_final" for name in METHODS if name != "ppo_scratch"),
+    ],
 }
 pytestmark = pytest.mark.slow
 
@@ -156,7 +163,12 @@ def test_rewards_of_one_answer_are_its_kl_penalties_and_on_the_last_token_the_sc
 
 def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
     again = run_all_notebooks(tmp_path / "outputs")
-    of_studies = {*studies.FILES, *studies.TROUBLESHOOTING}  # which are not made a second time
+    of_studies = {
+        *studies.FILES,
+        *studies.TROUBLESHOOTING,
+        beyond.SEARCH,
+        *beyond.FILES,
+    }  # which are not made a second time
     tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in of_studies)
     assert len(tables) > 15
     first, second = (

@@ -3,12 +3,13 @@
 import argparse
 import sys
 
-from rlhf import outputs
+from rlhf import outputs, runtime
 from rlhf.hub.publish import publish
 from rlhf.hub.pull import pull
 from rlhf.profiles import load_profile
 
 
+@runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 2 where it can't be done."""
     parser = argparse.ArgumentParser(prog="python -m rlhf.hub", description="Publish or pull the checkpoints of a run.")
@@ -18,16 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--public", action="store_true", help="publish: for everyone to see")
     parser.add_argument("--revision", help="pull: a branch, tag or commit")
     options = parser.parse_args(arguments)
-    try:
-        profile = load_profile()
-        if options.command == "pull":
-            with outputs.run_lock():
-                print(f"pulled {', '.join(pull(profile, options.repository, options.revision))}")
-            return 0
-        files = publish(profile, options.repository, private=not options.public, dry_run=not options.upload)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile()
+    if options.command == "pull":
+        with outputs.run_lock():
+            print(f"pulled {', '.join(pull(profile, options.repository, options.revision))}")
+        return 0
+    files = publish(profile, options.repository, private=not options.public, dry_run=not options.upload)
     for name, size in files.items():
         print(f"{size / 1e6:10.3f} MB  {name}")
     where = f"{'are now in' if options.upload else 'would go to'} {options.repository}"
