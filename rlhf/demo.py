@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
@@ -26,7 +27,8 @@ import gradio as gr
 TITLE = "GPT-2 before and after RLHF"
 NAMES = {"base": "Base model", "sft": "SFT", "ppo": "PPO"}
 LONGEST_PROMPT = 8_000  # characters; the context of the models usually allows less, and is checked too
-AT_ONCE, WAITING = 2, 30  # prompts that are answered at the same time, and that wait for their turn
+AT_ONCE, WAITING = 2, 50  # prompts that are answered at the same time, and that wait for their turn
+A_MINUTE = 60  # prompts of one visitor
 INTRODUCTION = """One prompt, three models. The **base model** continues text. **SFT** was fine-tuned on good answers.
 **PPO** went on from SFT and was rewarded by the reward model, whose score stands below each answer."""
 REWARD = """The reward is a number without unit: higher is better in the eyes of the reward model, and 1 is about the
@@ -106,10 +108,15 @@ def examples(profile: Profile) -> list[str]:
 
 def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
     """The page. Whatever a visitor or a model wrote is shown in text boxes, which show text and never HTML."""
-    decoding = answerer.profile.decoding
+    decoding, asked_of_late = answerer.profile.decoding, []  # the latter: when, and from which address
 
-    def show(prompt: str, temperature: float, max_new_tokens: float) -> Iterator[list[str]]:
+    def show(prompt: str, temperature: float, max_new_tokens: float, request: gr.Request) -> Iterator[list[str]]:
         try:
+            now, visitor = time.monotonic(), request.client.host
+            asked_of_late[:] = [(then, who) for then, who in asked_of_late if then > now - 60]
+            if [who for _, who in asked_of_late].count(visitor) >= A_MINUTE:
+                raise ValueError(f"more than {A_MINUTE} prompts came from your address within a minute; wait a little.")
+            asked_of_late.append((now, visitor))
             yield from answerer.stream(prompt, temperature, max_new_tokens)
         except ValueError as error:  # a message may quote the prompt, and Gradio takes it for HTML
             raise gr.Error(html.escape(str(error)), print_exception=False) from error

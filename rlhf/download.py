@@ -77,11 +77,11 @@ def fault_of(folder: Path) -> str:
             "that writes safetensors."
         )
     try:
-        for file in (*folder.glob("*config.json"), *folder.glob("*.index.json")):
+        for file in sorted([*folder.glob("*config.json"), *folder.glob("*.index.json")]):
             content = json.loads(file.read_text(encoding="utf-8"))
             if "auto_map" in content:
                 return f"asks in {file.name} for code of its own (auto_map), which is not run; choose another model."
-            for shard in set(content.get("weight_map", {}).values()):
+            for shard in dict.fromkeys(content.get("weight_map", {}).values()):
                 if folder / Path(shard).name != folder / shard or shard == "..":
                     return f"names a file outside of it in {file.name}: {shard!r}; choose another model."
                 if not (folder / shard).exists():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlhf import finite, registry
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -152,13 +153,20 @@ def read_csv(profile, name: str, base: Path | None = None) -> pd.DataFrame:
 
 
 def merge_csv(profile, name: str, frame: pd.DataFrame, key: str | list[str]) -> Path:
-    """Replace the rows of evaluation/<profile>/<name> whose `key`, one or more columns, is in `frame`; keep others."""
+    """Replace the rows of evaluation/<profile>/<name> whose `key`, one or more columns, is in `frame`; keep others.
+
+    The new rows stand where the first old one of their key stood, else at the end, so that to repeat a part of a run
+    does not change the order.
+    """
     path = _inside(evaluation_dir(profile), name)
     with _one_writer(path):
         if path.exists():
             old = pd.read_csv(path)
             keys = [table.set_index(key).index for table in (old, frame)]
-            frame = pd.concat([old[~keys[0].isin(keys[1])], frame], ignore_index=True)
+            first = {key: place for place, key in reversed([*enumerate(keys[0])])}
+            kept = old[~keys[0].isin(keys[1])]
+            places = [*kept.index, *(first.get(key, len(old)) for key in keys[1])]
+            frame = pd.concat([kept, frame], ignore_index=True).iloc[np.argsort(places, kind="stable")]
         return write_csv(profile, name, frame)
 
 
@@ -228,6 +236,7 @@ def save_checkpoint(profile, name: str, *parts) -> Path:
     with new_folder(path) as folder:
         for part in parts:
             part.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, which names a path of this machine
     return path
 
 

@@ -73,7 +73,7 @@ def costs(profile: Profile) -> pd.DataFrame:
 
     The peak is that of the process until the part was done, so of the parts before it too where one process made them.
     """
-    notes = sorted(outputs.checkpoints_dir(profile).glob(f"*/{NOTE}"), key=lambda note: note.stat().st_mtime_ns)
+    notes = sorted(outputs.checkpoints_dir(profile).glob(f"*/{NOTE}"), key=lambda note: (note.stat().st_mtime_ns, note))
     rows = [(note.parent.name, *(_note(note.parent)[key] for key in ("seconds", "peak_memory_mb"))) for note in notes]
     return pd.DataFrame(rows, columns=["part", "seconds", "peak_memory_mb"])
 

@@ -28,6 +28,17 @@ SETTINGS = tuple(
 )
 
 
+# In the environment of runs; nobody may find it in what they write.
+PLANTED = {
+    "HF_TOKEN": "hf_plantedPlantedPlanted",
+    "GITHUB_TOKEN": "ghp_plantedPlantedPlanted",
+    "USER": "planted-user",
+    "LOGNAME": "planted-user",
+    "EMAIL": "planted@mail.example",
+    "GIT_AUTHOR_EMAIL": "planted@mail.example",
+}
+
+
 # What takes longest comes first, so that no core is left with it at the end.
 LONGEST = ("test_smoke_notebooks.py", "test_architectures.py", "test_smoke_recipes.py", "test_gpt2_shape.py")
 
@@ -240,8 +251,19 @@ def run_script(folder: Path, script: str, *arguments: str, **environment: str) -
     return text
 
 
-def run_all_notebooks(folder: Path) -> Path:
-    print(run_script(folder, "run_notebooks.py"))
+def told(folder: Path, *paths: Path) -> list[str]:
+    """Where a run's outputs hold something of PLANTED, or, in what is shown to others, one of `paths`."""
+    found = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        shown = file.suffix in (".ipynb", ".csv", ".md") or file.parents[1].name == "evaluation"
+        words = {*PLANTED.values(), *(map(str, paths) if shown else ())}
+        content = file.read_bytes()
+        found += [f"{file.relative_to(folder)}: {word}" for word in sorted(words) if word.encode() in content]
+    return found
+
+
+def run_all_notebooks(folder: Path, hash_seed: int) -> Path:
+    print(run_script(folder, "run_notebooks.py", PYTHONHASHSEED=str(hash_seed), **PLANTED))
     return folder
 
 
@@ -256,7 +278,7 @@ def smoke(tmp_path_factory) -> Path:
     folder, done = shared / "smoke" / "outputs", shared / "smoke" / "done"
     with FileLock(shared / "smoke.lock"):
         if not done.exists():
-            run_all_notebooks(folder)
+            run_all_notebooks(folder, hash_seed=1)
             run_script(folder, "study.py", "0")
             run_script(folder, "run_notebooks.py", "4_overoptimisation")
             run_script(folder, "troubleshooting.py")

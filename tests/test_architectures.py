@@ -6,6 +6,7 @@ import random
 
 from rlhf import generation, models, outputs, sft
 from rlhf.data import load_preferences
+from rlhf.hub.publish import assemble
 from rlhf.lab import base_model
 from rlhf.ppo import trl
 from rlhf.ppo.settings import Settings
@@ -21,7 +22,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import TEXTS, run_script
+from conftest import PLANTED, TEXTS, run_script, told
 from datasets import Dataset
 
 VOCABULARY = 640  # more than the tokenizer has: some models fill their embedding up to a round number
@@ -267,10 +268,12 @@ def test_a_base_that_is_too_large_is_kept_once_under_adapters(name, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_every_notebook_runs_by_adapters(tmp_path):
-    save_model(tmp_path / "model", "llama")
-    save_pairs(tmp_path / "pairs.jsonl")
-    given = {"RLHF_MODEL": str(tmp_path / "model"), "RLHF_DATASET": str(tmp_path / "pairs.jsonl")}
+def test_every_notebook_runs_by_adapters_and_tells_no_token_no_person_and_no_place(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    save_model(home / "model", "llama")
+    save_pairs(home / "pairs.jsonl")
+    given = PLANTED | {"RLHF_MODEL": str(home / "model"), "RLHF_DATASET": str(home / "pairs.jsonl")}
     small = {"RLHF_PROFILE": "gpt2", "RLHF_MEMORY_GB": "0.0001", "RLHF_MAX_STEPS": "1", "RLHF_THREADS": "1"}
     run_script(tmp_path / "outputs", "run_notebooks.py", **given, **small)
     made = {path.name for path in (tmp_path / "outputs" / "checkpoints" / "gpt2").iterdir()}
@@ -278,6 +281,13 @@ def test_every_notebook_runs_by_adapters(tmp_path):
     assert "sft_full_final" not in made
     compared = pd.read_csv(tmp_path / "outputs" / "evaluation" / "gpt2" / "kl.csv")
     assert list(compared.model) == ["base", "sft_qlora", "ppo", "ppo_scratch"]
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "outputs"))
+    (tmp_path / "published").mkdir()
+    assemble(load_profile("gpt2"), "user/rlhf", tmp_path / "published")
+    assert {name: told(tmp_path / name, tmp_path, outputs.ROOT) for name in ("outputs", "published")} == {
+        "outputs": [],
+        "published": [],
+    }
 
 
 def start_policy(profile):

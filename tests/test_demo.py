@@ -16,6 +16,7 @@ from rlhf.hub.publish import assemble
 from rlhf.profiles import load_profile
 from rlhf.reward.scoring import score
 
+import psutil
 import pytest
 import torch
 from conftest import run_python
@@ -149,7 +150,7 @@ def serve(answerer):
 
     def start(prompts=(QUESTION, "Why?", EVIL)) -> str:
         pages.append(demo.page(answerer, list(prompts)))
-        _, url, _ = pages[-1].launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **demo.SERVER)
+        _, url, _ = pages[-1].launch(prevent_thread_lock=True, quiet=True, **demo.SERVER)
         return url
 
     yield start
@@ -157,7 +158,13 @@ def serve(answerer):
         page.close()
 
 
-def test_ten_prompts_at_once_are_all_answered_and_few_at_the_same_time(answerer, serve, monkeypatch):
+def test_page_listens_on_this_machine_alone(serve):
+    port = int(serve().rstrip("/").split(":")[-1])
+    listening = [it.laddr for it in psutil.Process().net_connections("tcp") if it.status == psutil.CONN_LISTEN]
+    assert [address.ip for address in listening if address.port == port] == ["127.0.0.1"]
+
+
+def test_fifty_prompts_at_once_are_all_answered_and_few_at_the_same_time(answerer, serve, monkeypatch):
     running, most, stream = [], [], answerer.stream
 
     def counted(*arguments):
@@ -169,12 +176,50 @@ def test_ten_prompts_at_once_are_all_answered_and_few_at_the_same_time(answerer,
             running.pop()
 
     monkeypatch.setattr(answerer, "stream", counted)
-    monkeypatch.setattr(chat, "stream", slowly(0.02))
+    monkeypatch.setattr(chat, "stream", slowly(0.005))
+    client = Client(serve(), verbose=False, max_workers=50, httpx_kwargs={"timeout": 60})
+    prompts = [f"How do I clean {count} pans?" for count in range(5)] * 10
+    jobs = [client.submit(prompt, 0.0, 8, api_name="/answer") for prompt in prompts]
+    shown = {prompt: shown_for(answerer, prompt, 8) for prompt in prompts[:5]}
+    assert [list(job.result(timeout=120)) for job in jobs] == [shown[prompt] for prompt in prompts]
+    assert max(most) == demo.AT_ONCE and not running
+
+
+def test_prompt_that_is_cancelled_makes_room_for_the_next(answerer, serve, monkeypatch):
+    running, stream = [], answerer.stream
+
+    def endless(prompt, *arguments):
+        if prompt != "endless":
+            yield from stream(prompt, *arguments)
+            return
+        running.append(1)
+        try:
+            while True:
+                time.sleep(0.05)
+                yield [""] * 6
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(answerer, "stream", endless)
     client = Client(serve(), verbose=False)
-    prompts = [f"How do I clean {count} pans?" for count in range(10)]
-    jobs = [client.submit(prompt, 0.0, 12, api_name="/answer") for prompt in prompts]
-    assert [list(job.result(timeout=60)) for job in jobs] == [shown_for(answerer, prompt) for prompt in prompts]
-    assert max(most) == demo.AT_ONCE
+    jobs = [client.submit("endless", 0.0, 12, api_name="/answer") for _ in range(demo.AT_ONCE)]
+    while len(running) < demo.AT_ONCE:  # no place is left
+        time.sleep(0.05)
+    for job in jobs:
+        job.cancel()
+    answer = client.submit(QUESTION, 0.0, 12, api_name="/answer").result(timeout=60)
+    assert list(answer) == shown_for(answerer, QUESTION) and not running
+
+
+def test_visitor_who_asks_too_often_is_asked_to_wait_and_others_are_not(serve, monkeypatch):
+    monkeypatch.setattr(demo, "A_MINUTE", 2)
+    url = serve()
+    often, other = (Client(url, verbose=False, headers={"X-Forwarded-For": f"192.0.2.{i}"}) for i in (1, 2))
+    for _ in range(2):
+        often.predict(QUESTION, 0.0, 12, api_name="/answer")
+    with pytest.raises(AppError, match="more than 2 prompts came from your address within a minute; wait a little"):
+        often.predict(QUESTION, 0.0, 12, api_name="/answer")
+    assert all(other.predict(QUESTION, 0.0, 12, api_name="/answer")[1::2])
 
 
 def test_more_prompts_than_can_wait_are_turned_away(serve, monkeypatch):

@@ -1,6 +1,7 @@
 """The plan of the package: imports go down, modules stay small, nothing is imported by path."""
 
 import ast
+import json
 import re
 import subprocess
 
@@ -115,6 +116,48 @@ def test_numbered_folders_hold_notebooks_and_their_small_helpers():
 def test_scripts_are_thin():
     for name in tracked(r"^scripts/.*\.py$"):
         assert lines_of(ROOT / name) <= 70, name
+
+
+def unordered(code: str) -> list[str]:
+    """The calls in `code` whose order is the machine's: of the files in a folder, or of equal rows in a sort.
+
+    What is sorted, added up or made a set has no order to lose.
+    """
+    found = []
+
+    def visit(node, safe):
+        name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
+        if isinstance(node, ast.Call) and not safe and name in ("iterdir", "glob", "rglob", "listdir", "scandir"):
+            found.append(ast.unparse(node))
+        several = name == "sort_values" and isinstance(node.args[0], ast.List)  # which pandas sorts stably
+        if (
+            name in ("argsort", "sort_values")
+            and not several
+            and not ast.unparse(node).endswith(("'stable')", "=True)"))
+        ):
+            found.append(ast.unparse(node))
+        safe = safe or name in ("sorted", "sum") or isinstance(node, ast.SetComp)
+        for child in ast.iter_child_nodes(node):
+            visit(child, safe)
+
+    visit(ast.parse(code), False)
+    return found
+
+
+def test_no_order_is_left_to_the_folder_or_to_the_processor():
+    codes = {}
+    for name in tracked(r"\.(py|ipynb)$"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if name.endswith(".ipynb"):
+            cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+            text = "\n".join("".join(source) for source in cells)
+        if not name.startswith("tests/"):
+            codes[name] = text
+    # The rows of a batch go back to their places; a stable order would change the rounding of every trained number.
+    of_actors = ["rollout.attention[rows].sum(dim=1).argsort()", "torch.cat(list(parts)).argsort()"]
+    found = {name: calls for name, code in codes.items() if (calls := unordered(code))}
+    assert found == {"rlhf/ppo/actors.py": of_actors}
+    assert unordered("for f in a.glob('*'): pass") and unordered("x.sort_values('y')") and unordered("np.argsort(x)")
 
 
 def test_the_code_does_not_grow_unnoticed():

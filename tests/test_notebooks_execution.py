@@ -133,6 +133,13 @@ def test_code_that_python_cannot_read_is_shown_like_any_error(project, capsys):
     assert f"error: SyntaxError in {SECOND}.ipynb, cell 1 of 1" in capsys.readouterr().err
 
 
+def test_path_of_a_written_file_is_no_output_and_other_values_are(project):
+    project.write(SECOND, "from pathlib import Path; Path('/') / 'somewhere'", "[Path('a.csv'), 1]")
+    assert project.run() == 0
+    outputs_of = [cell.outputs for cell in project.copy(SECOND).cells if cell.cell_type == "code"]
+    assert [[it.data["text/plain"] for it in shown] for shown in outputs_of] == [[], ["[PosixPath('a.csv'), 1]"]]
+
+
 def test_dead_kernel_is_an_error_that_names_the_cell(project, capsys):
     project.write(SECOND, "import os; os._exit(1)")
     assert project.run() == 1

@@ -120,13 +120,6 @@ def test_progress_bars_go_and_warnings_stay():
     assert clean_output(widget, 1) is None
 
 
-def test_the_path_of_a_written_file_is_no_output():
-    path = new_output("execute_result", data={"text/plain": "PosixPath('/" + "somewhere/outputs/a.csv')"})
-    value = new_output("execute_result", data={"text/plain": "[PosixPath('a.csv'), 1]"})
-    assert clean_output(path, 1) is None
-    assert clean_output(value, 1).data == value.data
-
-
 def test_addresses_in_memory_go_and_cells_are_counted_anew():
     output = new_output("execute_result", data={"text/html": "<b>1</b>", "text/plain": "<A at 0x7f00deadbeef>"})
     cleaned = clean_output(output, 4)

@@ -138,7 +138,7 @@ def test_merge_csv_replaces_the_rows_of_the_same_key_and_keeps_the_others(profil
     outputs.merge_csv(profile, "rouge.csv", frame(("base", "rouge1", 0.1), ("base", "rouge2", 0.2)), "model")
     outputs.merge_csv(profile, "rouge.csv", frame(("ppo", "rouge1", 0.5)), "model")
     outputs.merge_csv(profile, "rouge.csv", frame(("base", "rouge1", 0.3)), "model")
-    expected = frame(("ppo", "rouge1", 0.5), ("base", "rouge1", 0.3))
+    expected = frame(("base", "rouge1", 0.3), ("ppo", "rouge1", 0.5))
     pd.testing.assert_frame_equal(outputs.read_csv(profile, "rouge.csv"), expected)
 
 
@@ -148,8 +148,17 @@ def test_merge_csv_by_two_columns_replaces_the_rows_where_both_are_the_same(prof
 
     outputs.merge_csv(profile, "frontier.csv", frame((0, "dpo", 1.0), (1, "dpo", 2.0), (0, "ipo", 3.0)), "seed")
     outputs.merge_csv(profile, "frontier.csv", frame((0, "dpo", 4.5)), ["seed", "method"])
-    expected = frame((1, "dpo", 2.0), (0, "ipo", 3.0), (0, "dpo", 4.5))
+    expected = frame((0, "dpo", 4.5), (1, "dpo", 2.0), (0, "ipo", 3.0))
     pd.testing.assert_frame_equal(outputs.read_csv(profile, "frontier.csv"), expected)
+
+
+def test_seed_that_is_run_again_leaves_the_order_of_the_rows_as_it_was(profile):
+    rows = pd.DataFrame({"model": ["ppo", "base"] * 3, "seed": [0, 0, 1, 1, 2, 2], "mean": [0.5, 1, 2, 3, 4, 5]})
+    path = outputs.write_csv(profile, "paired.csv", rows)
+    whole = path.read_bytes()
+    for seed in (0, 1, 2, 0):
+        outputs.merge_csv(profile, "paired.csv", rows[rows.seed == seed], "seed")
+        assert path.read_bytes() == whole
 
 
 def test_merging_the_same_rows_twice_gives_the_same_bytes(profile):

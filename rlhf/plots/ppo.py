@@ -29,7 +29,7 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
         ("stop_rate",): ("stopped by themselves", "share of answers"),
         ("explained_variance",): ("explained by the baseline", "share of variance"),
     }
-    series = style.each_series(frame.sort_values("episode"), "model")
+    series = style.each_series(frame.sort_values("episode", kind="stable"), "model")
     names = " and ".join(look["label"] for _, look in series)
     figure, grid = style.new_panels(f"{names} over the episodes of training", 9.4, 4, 2, sharex=True)
     for rows, look in series:
@@ -135,7 +135,7 @@ def monitored(frame: pd.DataFrame, title: str) -> Figure:
         "repetition": ("repeated runs of three tokens", "share of an answer"),
     }
     figure, grid = style.new_panels(title, 7.2, 3, 2, sharex=True)
-    for rows, look in style.each_series(frame.sort_values("episode"), "model"):
+    for rows, look in style.each_series(frame.sort_values("episode", kind="stable"), "model"):
         means = rows.rolling(RUNNING, center=True, min_periods=1, on="episode").mean(numeric_only=True)
         for axes, name in zip(grid, panels, strict=True):
             axes.plot(rows.episode, rows[name], color=look["color"], **UPDATE)

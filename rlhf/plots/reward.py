@@ -69,7 +69,7 @@ def reward_curve(frame: pd.DataFrame) -> Figure:
     for axes, (column, (unit, chance)) in zip(panels, columns.items(), strict=True):
         axes.axhline(chance, color=style.BLACK, linestyle="--", linewidth=1, label="chance", zorder=1.5)
         for split, look in splits.items():
-            rows = frame[frame.split == split].sort_values("step")
+            rows = frame[frame.split == split].sort_values("step", kind="stable")
             if len(rows):
                 axes.plot(rows.step, rows[column], **look)
         style.label(axes, "optimiser steps", unit)

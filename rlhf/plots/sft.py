@@ -26,7 +26,7 @@ def learning_rates(frame: pd.DataFrame) -> Figure:
     figure, (axes,) = style.new_panels(
         "The learning rate chosen for each method: that of the lowest validation loss", 3.6
     )
-    for rows, look in style.each_series(frame.sort_values("learning_rate"), "method"):
+    for rows, look in style.each_series(frame.sort_values("learning_rate", kind="stable"), "method"):
         axes.plot(rows.learning_rate, rows.validation_loss, **look | {"markerfacecolor": "white", "markersize": 8})
         best = rows.loc[rows.validation_loss.idxmin()]
         place = best.learning_rate, best.validation_loss
@@ -52,7 +52,7 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
     if frame.run.nunique() > 4:
         raise ValueError(f"{frame.run.nunique()} runs are too many to tell apart; give at most 4.")
     figure, (axes,) = style.new_panels("Loss while training (thin: training batches, thick: validation split)", 3.8)
-    for rows, look in style.each_series(frame.sort_values("step"), "run"):
+    for rows, look in style.each_series(frame.sort_values("step", kind="stable"), "run"):
         train, validation = rows[rows.split == "train"], rows[rows.split == "validation"]
         axes.plot(train.step, train.loss, color=look["color"], linewidth=1, alpha=0.6)
         axes.plot(validation.step, validation.loss, linewidth=2.4, **look)

@@ -174,7 +174,7 @@ def frontier(frame: pd.DataFrame) -> Figure:
     for axes, (metric, text) in zip(grid, panels.items(), strict=True):
         for rows, look in style.each_series(wide[~best & ~still], "model"):
             axes.plot(rows.kl_from_sft, rows[metric], linestyle="none", clip_on=False, **(look | {"markersize": 7}))
-        for _, rows in wide[best].sort_values("kl_from_sft").groupby("seed"):
+        for _, rows in wide[best].sort_values("kl_from_sft", kind="stable").groupby("seed"):
             axes.plot(rows.kl_from_sft, rows[metric], color=style.GREEN, marker="P", linewidth=1, label="best of n")
         for name, lowest in wide[best].groupby("model")[["kl_from_sft", metric]].min().iterrows():
             at = {"xytext": (0, -8), "textcoords": "offset points", "ha": "center", "va": "top"}

@@ -36,7 +36,7 @@ def beside_healthy(frame: pd.DataFrame, fault: str) -> Figure:
     if frame.gold.isna().all():
         panels = {"reward": panels.pop("reward"), "reward_std": ("deviation of the reward", "in a batch")} | panels
         del panels["gold"]
-    healthy, run = frame[frame.fault == HEALTHY], frame[frame.fault == fault].sort_values("update")
+    healthy, run = frame[frame.fault == HEALTHY], frame[frame.fault == fault].sort_values("update", kind="stable")
     title = f"{LABELS.get(fault, style.words(fault))}: the run with the fault beside healthy ones"
     figure, grid = style.new_panels(title[0].upper() + title[1:], 5.2, 2, 3, sharex=True)
     for axes, (name, (heading, unit)) in zip(grid, panels.items(), strict=True):
