@@ -159,7 +159,7 @@ def test_every_update_learns_the_warm_up_is_the_same_as_ours_and_every_update_is
     assert shares == [0.5, 1.0, 1.0]
     curve = trl_stage.training_curve(trainer)
     assert curve.episode.tolist() == [settings.batch_size * i for i in (1, 2, 3)]
-    events = EventAccumulator(trainer.args.output_dir).Reload()
+    events = EventAccumulator(str(outputs.logs_dir(profile) / "ppo_trl")).Reload()
     assert len(events.Scalars("train/objective/kl")) == 3
 
 

@@ -281,6 +281,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     if error is None:
         memory = {} if peak is None else {"peak_memory_mb": {name_of(path): peak}}
         outputs.update_run(profile, notebooks={name_of(path): seconds}, **memory)
+        outputs.forget_training(profile)
         return 0
     report(error, path, progress.cell, copy)
     return 130 if outcome == "interrupted" else 1
@@ -297,7 +298,7 @@ def report(error: BaseException, path: Path, cell: str, copy: Path | str) -> Non
     else:
         message = f"\nInterrupted in {where}"
     print(f"{message}\nThe notebook as far as it came: {copy}", file=sys.stderr)
-    print("The same command resumes with this notebook.", file=sys.stderr, flush=True)
+    print("The same command, without FORCE, goes on with this notebook.", file=sys.stderr, flush=True)
 
 
 def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path) -> int:
