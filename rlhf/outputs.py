@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
-MANIFEST = "manifest.json"
+MANIFEST = "rlhf_manifest.json"  # of a checkpoint
 REFERENCE = ROOT / "results"  # the committed results, which README and notebooks show; no run writes there
 
 

@@ -25,18 +25,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
-EVERY = 180.0  # so that a short run writes none but the last
 VERSIONS = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")]
 STATE, LOG = "state.json", "trainer_state.json"  # the second is that of transformers
 COPIES = 7  # of the trained weights, each with Adam's two moments: two checkpoints while one takes the other's place
 
 
 class Timer:
-    """Says when a checkpoint is due: EVERY seconds after the last one, or RLHF_CHECKPOINT_SECONDS."""
+    """Says when a checkpoint is due: runtime.checkpoint_seconds after the last one."""
 
     def __init__(self):
-        given = runtime.positive_number("RLHF_CHECKPOINT_SECONDS", "seconds, such as 180, or 0", zero=True)
-        self.every, self.last = EVERY if given is None else given, time.monotonic()
+        self.every, self.last = runtime.checkpoint_seconds(), time.monotonic()
 
     def due(self) -> bool:
         if time.monotonic() - self.last < self.every:

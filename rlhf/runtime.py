@@ -127,6 +127,15 @@ def memory_bytes() -> float:
     return psutil.virtual_memory().total
 
 
+def checkpoint_seconds() -> float:
+    """The least time between two checkpoints of a training: RLHF_CHECKPOINT_SECONDS, or three minutes.
+
+    A short training then writes none but its last. Raises ValueError for a value that is no time.
+    """
+    given = positive_number("RLHF_CHECKPOINT_SECONDS", "seconds, such as 180, or 0", zero=True)
+    return 180.0 if given is None else given
+
+
 def peak_memory_mb(pid: int) -> int | None:
     """The peak resident memory of a process so far, in MB; None where the system does not tell (macOS, Windows)."""
     try:

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from rlhf import outputs, runtime
+from rlhf import outputs, registry, runtime
 from rlhf.notebooks.staleness import INPUTS, copy_of, is_finished, key_of, name_of, settings_of
 from rlhf.profiles import Profile, set_up, variable_of
 
@@ -90,6 +90,14 @@ def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Pa
     notebooks = [path for path in notebooks if name_of(path) not in STUDIES]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
+
+
+def check_checkpoints(notebooks: list[Path], profile: Profile) -> None:
+    """Raise ValueError, before anything is executed, where a checkpoint of these notebooks is not as it was saved."""
+    made_by = [f"{name_of(path)}.ipynb" for path in notebooks]
+    for model in registry.MODELS.values():
+        if model.notebook in made_by and outputs.checkpoint_path(profile, model.checkpoint).is_dir():
+            outputs.require_checkpoint(profile, model.checkpoint)
 
 
 def git_state(root: Path) -> dict:
@@ -313,6 +321,7 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
         print("All notebooks have finished, for the code, settings and data of now. FORCE=1 starts over.")
         return 0
     first = notebooks.index(chosen[0])
+    check_checkpoints(notebooks[:first], profile)
     if first:
         print(f"Starting with notebook {first + 1} of {len(notebooks)}.")
     alone = all(name_of(path) in STUDIES for path in chosen)
