@@ -70,7 +70,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
 
 
-def digest(*parts: str | bytes) -> str:
+def digest(*parts) -> str:
+    """A hash of texts, bytes or arrays of bytes."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part.encode() if isinstance(part, str) else part)
@@ -78,9 +79,9 @@ def digest(*parts: str | bytes) -> str:
 
 
 def of_weights(*models: torch.nn.Module) -> str:
-    """A hash of all weights, frozen ones too."""
-    tensors = (weight.data for model in models for weight in model.parameters())
-    return digest(*(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy() for tensor in tensors))
+    """A hash of all weights, frozen ones too; those that models share count once."""
+    weights = {weight.data_ptr(): weight.data for model in models for weight in model.parameters()}
+    return digest(*(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy() for weight in weights.values()))
 
 
 def of_rows(rows: Dataset | None) -> str:
@@ -212,7 +213,8 @@ class Resumable:
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         super().log(logs, *args, **kwargs)
-        if "loss" in logs and self.timer and self.timer.due():
+        before_end = self.state.global_step < self.state.max_steps  # from the last step on there is none to go on with
+        if "loss" in logs and self.timer and before_end and self.timer.due():
             self.control.should_save = True
 
     def _write(self, ended: bool) -> None:

@@ -87,6 +87,10 @@ class At(TrainerCallback):
         if state.global_step == self.after:
             self.act()
 
+    def on_train_end(self, args, state, control, **_):
+        if state.global_step == self.after:
+            self.act()
+
 
 def stop():
     raise KeyboardInterrupt
@@ -125,7 +129,7 @@ def test_training_goes_on_to_the_same_weights_and_log(small, kind, capsys):
     whole.train()
     expected = result(whole)
     outputs.forget_training(small[0])
-    places = (1, steps // 2, steps - 1)  # in the first pass over the data and, of fine-tuning, in a later one
+    places = (1, steps // 2, steps - 1, steps)  # in the first pass over the data and, of fine-tuning, in later ones
     for after in places:
         interrupted(new(*small), after)
     assert resume.newest(Path(whole.args.output_dir)).name == f"step_{steps - 1:06d}"
@@ -134,7 +138,7 @@ def test_training_goes_on_to_the_same_weights_and_log(small, kind, capsys):
     last.train()
     assert_same(expected, result(last))
     said = capsys.readouterr().out
-    assert [f"goes on after step {after} of {steps}" in said for after in places] == [True] * 3
+    assert [f"goes on after step {after} of {steps}" in said for after in places] == [True] * 3 + [False]
     assert expected[1] and any("eval_loss" in entry for entry in expected[1]) != (kind == "labels")
 
 
@@ -195,15 +199,15 @@ def test_ended_training_is_repeated_by_the_process_that_ended_it(small, capsys):
     ],
 )
 def test_checkpoint_of_other_settings_or_data_is_left_alone_with_a_line(small, capsys, other, said):
-    interrupted(sft_trainer(*small), 5)
+    interrupted(sft_trainer(*small), 1)
     trainer = other(small)
     interrupted(trainer, 0)
     out = capsys.readouterr().out
-    assert "sft_test starts over: outputs/checkpoints/smoke/training/sft_test/step_000005 is of" in out and said in out
+    assert "sft_test starts over: outputs/checkpoints/smoke/training/sft_test/step_000001 is of" in out and said in out
 
 
 def test_checkpoint_from_other_start_weights_or_code_is_left_alone(small, monkeypatch, capsys):
-    interrupted(sft_trainer(*small), 5)
+    interrupted(sft_trainer(*small), 1)
     other = sft_trainer(*small)
     with torch.no_grad():
         other.model.transformer.h[0].mlp.c_fc.bias[0] += 1e-3
@@ -214,17 +218,31 @@ def test_checkpoint_from_other_start_weights_or_code_is_left_alone(small, monkey
     assert "is of other code." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json", "trainer_state.json"])
-@pytest.mark.parametrize("how", ["missing", "cut off", "changed"])
-def test_checkpoint_that_is_not_whole_is_not_taken(small, capsys, name, how):
-    interrupted(sft_trainer(*small), 5)
-    file = resume.newest(outputs.training_dir(small[0]) / "sft_test") / name
+def spoil(file: Path, how: str) -> None:
     content = file.read_bytes()
     changed = {"cut off": content[:-9], "changed": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]}
     file.unlink() if how == "missing" else file.write_bytes(changed[how])
-    resume.outputs._sha256.cache_clear()  # as in another process
+    outputs._sha256.cache_clear()  # as in another process
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "trainer_state.json"])
+@pytest.mark.parametrize("how", ["missing", "cut off", "changed"])
+def test_checkpoint_that_is_not_whole_is_not_read(tmp_path, name, how):
+    path, tensors = tmp_path / "step_000001", {"a": torch.arange(9.0)}
+    documents = {"state.json": {"of": {}, "step": 1}, "trainer_state.json": {"log_history": []}}
+    resume.write(path, documents, weights=tensors, optimizer={})
+    state, read = resume.read(path)
+    assert state == documents["state.json"] and torch.equal(read["weights"]["a"], tensors["a"])
+    spoil(path / name, how)
+    with pytest.raises(ValueError, match=rf"step_000001 can't be read \({name} "):
+        resume.read(path)
+
+
+def test_training_whose_checkpoint_is_not_whole_starts_over_with_a_line(small, capsys):
+    interrupted(sft_trainer(*small), 2)
+    spoil(resume.newest(outputs.training_dir(small[0]) / "sft_test") / "optimizer.safetensors", "cut off")
     interrupted(sft_trainer(*small), 0)
-    assert f"sft_test starts over: outputs/checkpoints/smoke/training/sft_test/step_000005 can't be read ({name}" in (
+    assert "sft_test starts over: outputs/checkpoints/smoke/training/sft_test/step_000002 can't be read (opt" in (
         capsys.readouterr().out
     )
 

@@ -19,7 +19,7 @@ def _identity(trainer) -> dict:
         "number of prompts": len(trainer.prompts),
         "prompts": resume.digest(json.dumps([trainer.prompts, trainer.encoded])),
         "value model": trainer.value_model is not None,
-        "start weights": trainer.start,
+        "start weights": trainer.start_weights,
         "rewards": trainer.rewards_of_prompts,
     }
 
@@ -76,7 +76,9 @@ def restore(trainer, path: Path, not_own_end: bool = False) -> None:
     before, now = state["of"], json.loads(json.dumps(_identity(trainer)))
     if changed := resume.changed(before, now):
         listed = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} here" for name in changed)
-        raise ValueError(f"{path} is of another run ({listed}); set these back to resume it, or start anew.")
+        raise ValueError(
+            f"{outputs.show(path)} is of another run ({listed}); set these back to resume it, or start anew."
+        )
     if not_own_end and resume.is_own_end(state):
         return
     resume.put(trainer.policy, tensors["policy"])

@@ -69,7 +69,7 @@ class PPOTrainer(Actors):
         self.kl_coef, self.update, self.too_far, self.rows = settings.kl_coef, 0, 0, []
         self.order, self.position = torch.randperm(len(self.prompts), generator=self.generator), 0
         self.checkpoints, self.last_checkpoint, self.asked = checkpoints, None, []
-        self.start = resume.of_weights(policy, ref, *([value_model] if value_model else []))
+        self.start_weights = resume.of_weights(*filter(None, (policy, ref, value_model)))
         self.writer = SummaryWriter(str(logs)) if logs else None
         self.seconds = dict.fromkeys(("generation", "scoring", "forward", "backward", "optimiser"), 0.0)
 
