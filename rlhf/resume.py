@@ -123,8 +123,8 @@ def newest(folder: Path) -> Path | None:
 
 
 def keep_only(path: Path) -> None:
-    """Delete the other checkpoints beside this one."""
-    for other in path.parent.iterdir():
+    """Delete the other checkpoints of the same training."""
+    for other in path.parent.glob(f"{path.name.split('_')[0]}_[0-9]*"):
         if other != path:
             shutil.rmtree(other, ignore_errors=True)
 

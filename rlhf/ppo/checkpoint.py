@@ -51,10 +51,10 @@ def save(trainer) -> Path:
 
 def take_up(trainer) -> None:
     """Go on from the newest checkpoint of the trainer's folder; a line says so, or why it starts over."""
-    if path := resume.newest(trainer.checkpoints):
+    if path := resume.newest(Path(trainer.checkpoints)):
         try:
             restore(trainer, path, not_own_end=True)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print(f"PPO starts over: {error}")
     if trainer.update:
         print(f"PPO goes on after update {trainer.update} of {trainer.settings.updates}, from {outputs.show(path)}")
