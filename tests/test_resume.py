@@ -303,7 +303,7 @@ def test_ppo_goes_on_from_the_last_checkpoint_of_its_folder(stage, tmp_path, mon
     settings = dataclasses.replace(SETTINGS, updates=4)
     whole = make(stage, settings)
     whole.train()
-    step, steps = type(whole).step, []
+    step, steps, folder = type(whole).step, [], tmp_path / "ppo"
 
     def stopped_after_two(self):
         if len(steps) == 2:
@@ -313,14 +313,14 @@ def test_ppo_goes_on_from_the_last_checkpoint_of_its_folder(stage, tmp_path, mon
 
     monkeypatch.setattr(type(whole), "step", stopped_after_two)
     with pytest.raises(KeyboardInterrupt):
-        make(stage, settings, checkpoints=tmp_path).train()
+        make(stage, settings, checkpoints=folder).train()
     monkeypatch.setattr(type(whole), "step", step)
-    again = make(stage, settings, checkpoints=tmp_path)
+    again = make(stage, settings, checkpoints=folder)
     again.train()
     assert "PPO goes on after update 2 of 4" in capsys.readouterr().out
     assert again.curve.equals(whole.curve)
     assert all(torch.equal(*pair) for pair in zip(again.parameters, whole.parameters, strict=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["update_00004"]
+    assert [path.name for path in folder.iterdir()] == ["update_00004"]
 
 
 def test_ppo_with_another_reward_or_other_start_weights_starts_over_with_a_line(stage, tmp_path, capsys):
