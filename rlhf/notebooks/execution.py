@@ -27,7 +27,7 @@ import nbformat
 import pandas as pd
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
@@ -204,7 +204,7 @@ def title(cells: list[NotebookNode], index: int) -> str:
 def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: Progress) -> int | None:
     """Execute `notebook` in its folder; returns the peak memory of the kernel in MB, if it is known.
 
-    Raises CellExecutionError, DeadKernelError, or KeyboardInterrupt once the kernel is gone.
+    Raises CellExecutionError, RuntimeError where the kernel died, or KeyboardInterrupt once the kernel is gone.
     """
     peak = None
 
@@ -266,7 +266,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     error = peak = None
     try:
         peak = execute(notebook, path.parent, kernel_environment(profile), progress)
-    except (CellExecutionError, DeadKernelError, KeyboardInterrupt) as raised:
+    except (CellExecutionError, RuntimeError, KeyboardInterrupt) as raised:  # a RuntimeError where the kernel died
         error = raised
     outcome = "finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     seconds = progress.end(outcome, peak)
@@ -301,7 +301,7 @@ def report(error: BaseException, path: Path, cell: str, copy: Path | str) -> Non
     if isinstance(error, CellExecutionError):
         traceback = error.traceback if sys.stderr.isatty() else ANSI.sub("", error.traceback)
         message = f"\n{traceback}\n\nerror: {error.ename} in {where}"
-    elif isinstance(error, DeadKernelError):
+    elif isinstance(error, RuntimeError):
         message = f"\nerror: the kernel died in {where} (killed, or out of memory)"
     else:
         message = f"\nInterrupted in {where}"
