@@ -419,7 +419,7 @@ def test_what_trainings_go_on_from_lasts_until_their_notebook_has_finished(proje
 
 
 def test_checkpoint_of_an_earlier_notebook_with_a_fault_stops_the_run_before_anything_is_executed(
-    finished, monkeypatch, capsys
+    finished, monkeypatch
 ):
     monkeypatch.setitem(registry.MODELS, "base", registry.MODELS["base"]._replace(notebook=f"{FIRST}.ipynb"))
     monkeypatch.setitem(registry.BY_CHECKPOINT, "base", "base")
@@ -428,11 +428,11 @@ def test_checkpoint_of_an_earlier_notebook_with_a_fault_stops_the_run_before_any
     (path / "model.safetensors").write_text("weights")
     outputs.write_manifest(path)
     (path / "model.safetensors").write_text("weigh")
-    finished.write(SECOND, LOG.format(SECOND), "x = 1")
-    copy = finished.copy(SECOND)
-    assert finished.run() == 2 and finished.log == []
-    assert "base: model.safetensors has 5 bytes, and 7 were saved; run" in capsys.readouterr().err
-    assert finished.copy(SECOND) == copy
+    copy, notebooks = finished.copy(SECOND), execution.find_notebooks(finished.folder)
+    (finished.folder / "log").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"base: model\.safetensors has 5 bytes, and 7 were saved; run .* 1_first,"):
+        execution.run(notebooks[1:], notebooks, load_profile(), finished.folder)
+    assert finished.log == [] and finished.copy(SECOND) == copy
 
 
 def start(project, *names):
