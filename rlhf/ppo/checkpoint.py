@@ -20,7 +20,7 @@ def _identity(trainer) -> dict:
         "prompts": resume.digest(json.dumps([trainer.prompts, trainer.encoded])),
         "value model": trainer.value_model is not None,
         "start weights": trainer.start_weights,
-        "rewards": trainer.rewards_of_prompts,
+        "rewards": trainer.probed_rewards,
     }
 
 

@@ -112,9 +112,10 @@ class PPOTrainer(Actors):
         return pd.DataFrame(self.rows)
 
     @functools.cached_property
-    def rewards_of_prompts(self) -> list[str]:
-        """What the reward function gives for two of the prompts as answers, rounded: by it a checkpoint knows it."""
-        return [f"{reward:.3g}" for reward in self.reward_fn(self.prompts[:2], self.prompts[:2], [True, True])]
+    def probed_rewards(self) -> list[str]:
+        """What the reward function gives for a short answer to two of the prompts, by which a checkpoint knows it."""
+        prompts = self.prompts[:2]
+        return [f"{reward:.3g}" for reward in self.reward_fn(prompts, ["Yes."] * len(prompts), [True] * len(prompts))]
 
     @property
     def has_ended(self) -> bool:
