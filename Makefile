@@ -18,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo jupyter
-.PHONY: pretrain test lint
+.PHONY: pretrain torture test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -78,6 +78,9 @@ jupyter: $(INSTALLED)  ## open the notebooks in JupyterLab
 
 pretrain: $(INSTALLED)  ## pretrain the lab's base model anew: one to two hours on two cores; it resumes
 	@$(VENV)/bin/python scripts/pretrain.py
+
+torture: $(INSTALLED)  ## kill small runs at random moments, run them again and compare what they write
+	@$(VENV)/bin/python scripts/torture.py
 
 test: lint  ## check the style and run every test
 	@$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4

@@ -48,6 +48,8 @@ class _DPOTrainer(StageTrainer, DPOTrainer):
     also to one that was cut off.
     """
 
+    resumes = False  # the comparison of methods resumes between its trainings
+
     def _prepare_dataset(self, dataset, *_):
         return dataset
 

@@ -188,10 +188,10 @@ def shared_base(profile: Profile) -> PreTrainedModel:
 
 def _checkpoint(profile: Profile, name: str) -> Path:
     """A checkpoint of the run. Raises ValueError for one that can't be loaded, before anything is trained with it."""
-    path = outputs.require_checkpoint(profile, name)
-    if fault := download.fault_of(path):
+    path = outputs.checkpoint_path(profile, name)
+    if path.is_dir() and (fault := download.fault_of(path)):
         raise ValueError(f"checkpoint {outputs.show(path)} {fault}")
-    return path
+    return outputs.require_checkpoint(profile, name)
 
 
 def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:

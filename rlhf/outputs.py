@@ -3,8 +3,11 @@
 Every function takes a `Profile`; its `name` is the folder below checkpoints/, evaluation/, plots/, logs/, notebooks/.
 """
 
+import functools
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -16,10 +19,12 @@ from rlhf import finite, registry
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
+MANIFEST = "rlhf_manifest.json"  # of a checkpoint
 REFERENCE = ROOT / "results"  # the committed results, which README and notebooks show; no run writes there
 
 
@@ -52,6 +57,16 @@ def notebooks_dir(profile) -> Path:
 
 def checkpoints_dir(profile) -> Path:
     return root() / "checkpoints" / profile.name
+
+
+def training_dir(profile) -> Path:
+    """What trainings go on from after an interruption (rlhf.resume), a folder for each."""
+    return checkpoints_dir(profile) / "training"
+
+
+def forget_training(profile) -> None:
+    """Delete what trainings would go on from: what they were for is saved."""
+    shutil.rmtree(training_dir(profile), ignore_errors=True)
 
 
 def checkpoint_path(profile, name: str) -> Path:
@@ -110,11 +125,20 @@ def run_lock() -> Iterator[None]:
             f"{folder} is in use by {by}; wait for it, stop it, or set RLHF_OUTPUTS to another folder."
         ) from error
     try:
+        _sweep()
         write_text(owner, f"process {os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})\n")
         yield
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _sweep() -> None:
+    """Delete what processes that were killed while they wrote had not put in place: `replace` and `new_folder`."""
+    for kind in ("checkpoints", "logs", "notebooks", "evaluation", "plots"):
+        for path in list((root() / kind).rglob(".[0-9]*.*")):
+            if (found := re.match(r"\.(\d+)\.", path.name)) and not psutil.pid_exists(int(found[1])):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -207,7 +231,7 @@ def write_figure(profile, name: str, figure) -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill, which is put in place of `path` at the end: a killed run leaves no half folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}.{path.name}.", dir=path.parent))
     try:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
@@ -227,6 +251,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def save_checkpoint(profile, name: str, *parts) -> Path:
     """Save each part (model, adapter, tokenizer: anything with save_pretrained) into checkpoints/<profile>/<name>.
 
+    A manifest is added, by which require_checkpoint finds what is missing, cut off or changed.
     Raises NotFiniteError, and leaves what was there, for a model with a weight that is not finite.
     """
     path = checkpoint_path(profile, name)
@@ -237,7 +262,48 @@ def save_checkpoint(profile, name: str, *parts) -> Path:
         for part in parts:
             part.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, which names a path of this machine
+        write_manifest(folder)
     return path
+
+
+@functools.cache
+def _sha256(file: Path, _changed: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content; a file that has not changed is read once in a process."""
+    return _sha256(file, file.stat().st_mtime_ns)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write MANIFEST: bytes and SHA-256 of each file in a folder but for model cards, which people edit."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".md")
+    content = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+    content.pop(MANIFEST, None)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def fault_of(folder: Path) -> str:
+    """What differs in a folder from its manifest; "" where nothing does, and for a folder that has none.
+
+    Sizes are compared first: what is cut off is found without reading it.
+    """
+    if not (folder / MANIFEST).exists():
+        return ""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        entries = {_inside(folder, name): (entry["bytes"], entry["sha256"]) for name, entry in content.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} can't be read ({type(error).__name__})"
+    for file, (size, _) in entries.items():
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if (found := file.stat().st_size) != size:
+            return f"{file.name} has {found:,} bytes, and {size:,} were saved"
+    changed = (file.name for file, (_, saved) in entries.items() if sha256(file) != saved)
+    return next((f"{name} is not what was saved (by its SHA-256)" for name in changed), "")
 
 
 def is_adapter(path: Path) -> bool:
@@ -252,12 +318,21 @@ def by_adapters(profile) -> bool:
 
 
 def require_checkpoint(profile, name: str) -> Path:
-    """The path of a checkpoint; FileNotFoundError says which notebook makes it where it is missing."""
+    """The path of a checkpoint. What is wrong with it is said with what makes it.
+
+    Raises FileNotFoundError where it is missing, and ValueError where it is not as it was saved (fault_of).
+    """
     path = checkpoint_path(profile, name)
+    known = name in registry.BY_CHECKPOINT
+    maker = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook if known else "what makes it"
     if not path.is_dir():
-        known = name in registry.BY_CHECKPOINT
-        maker = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook if known else "what makes it"
         raise FileNotFoundError(
             f"checkpoint {show(path)} is missing; run {maker} first (profile {profile.name}), or `make run` for all."
+        )
+    if fault := fault_of(path):
+        anew = f"run scripts/run_notebooks.py {Path(maker).stem}" if known else f"delete it and run {maker}"
+        raise ValueError(
+            f"checkpoint {show(path)}: {fault}; {anew}, or put the file back. Where you changed it yourself, delete "
+            f"its {MANIFEST}."
         )
     return path

@@ -10,7 +10,8 @@ from rlhf import finite, outputs, runtime
 from rlhf.lab.base_model import LANGUAGE_FILE, TOKENIZER_DOCUMENTS, language, new_model, train_tokenizer
 from rlhf.lab.corpus import documents
 from rlhf.lab.fluency import PAIRS_FILE, word_pairs
-from rlhf.training import load_optimizer_tensors, lr_scale, optimizer_tensors
+from rlhf.resume import load_optimizer_tensors, optimizer_tensors
+from rlhf.training import lr_scale
 
 import numpy as np
 import pandas as pd

@@ -219,8 +219,9 @@ def set_up(profile: Profile) -> None:
     """Make a notebook or script ready: outputs writable, every generator seeded, threads set, warnings quiet.
 
     Call it after the imports: importing trl draws from Python's generator. Raises PermissionError where outputs
-    can't be written.
+    can't be written, and ValueError for a bad RLHF_CHECKPOINT_SECONDS.
     """
+    runtime.checkpoint_seconds()
     outputs.check_writable(profile)
     runtime.seed_everything(profile.seed)
     torch.set_num_threads(profile.threads)

@@ -57,10 +57,12 @@ def part(profile: Profile, name: str, make: Callable[[], Sequence], after: Seque
     made_from = json.loads(json.dumps(made_from, default=str))
     if path.is_dir() and _note(path).get("made_from") == made_from:
         print(f"{name}: taken up from {outputs.show(path)}")
-        return path
+        return outputs.require_checkpoint(profile, name)
     started, made = runtime.clock(), make()
     cost = {"seconds": round(runtime.clock() - started, 1), "peak_memory_mb": runtime.peak_memory_mb(os.getpid())}
-    return outputs.save_checkpoint(profile, name, *made, _Note({"made_from": made_from} | cost))
+    outputs.save_checkpoint(profile, name, *made, _Note({"made_from": made_from} | cost))
+    outputs.forget_training(profile)
+    return path
 
 
 def _note(path: Path) -> dict:

@@ -72,6 +72,26 @@ def isolated_generator(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def generator_states() -> dict:
+    """The states of the global generators of Python, NumPy, torch and its GPUs, as JSON has them."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    tensors = [state.tolist() for state in (torch.get_rng_state(), *on_gpus)]
+    return {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest], "torch": tensors}
+
+
+def set_generator_states(states: dict) -> None:
+    """Put the global generators where `generator_states` found them."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    on_cpu, *on_gpus = (torch.tensor(state, dtype=torch.uint8) for state in states["torch"])
+    torch.set_rng_state(on_cpu)
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(on_gpus)
+
+
 def clock() -> float:
     """Seconds of a monotonic clock, once all that was sent to a GPU is done."""
     if torch.cuda.is_available():
@@ -79,22 +99,42 @@ def clock() -> float:
     return time.perf_counter()
 
 
+def positive_number(variable: str, example: str, zero: bool = False) -> float | None:
+    """A number of the environment; None where it is unset. `zero`: it may be that too.
+
+    Raises ValueError for what is no such number.
+    """
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    try:
+        given = float(text)
+    except ValueError:
+        given = math.nan
+    if not (0 < given < math.inf or (zero and given == 0)):
+        raise ValueError(f"{variable}={text!r} is no positive number; give {example}, or unset it.")
+    return given
+
+
 def memory_bytes() -> float:
     """The memory of the device: that of the GPU or of the machine, or RLHF_MEMORY_GB (10^9 bytes) where less is free.
 
     Raises ValueError for an RLHF_MEMORY_GB that is no positive number.
     """
-    if text := os.environ.get("RLHF_MEMORY_GB", "").strip():
-        try:
-            given = float(text)
-        except ValueError:
-            given = math.nan
-        if not 0 < given < math.inf:
-            raise ValueError(f"RLHF_MEMORY_GB={text!r} is no positive number; give gigabytes, such as 16, or unset it.")
+    if given := positive_number("RLHF_MEMORY_GB", "gigabytes, such as 16"):
         return given * 1e9
     if device().type == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     return psutil.virtual_memory().total
+
+
+def checkpoint_seconds() -> float:
+    """The least time between two checkpoints of a training: RLHF_CHECKPOINT_SECONDS, or three minutes.
+
+    A short training then writes none but its last. Raises ValueError for a value that is no time.
+    """
+    given = positive_number("RLHF_CHECKPOINT_SECONDS", "seconds, such as 180, or 0", zero=True)
+    return 180.0 if given is None else given
 
 
 def peak_memory_mb(pid: int) -> int | None:

@@ -132,6 +132,7 @@ def measure_cost(profile: Profile, method: str, tokenizer, train, steps: int) ->
     trainer = make_trainer(profile, f"cost_{method}", model, tokenizer, part, None, **options)
     times = StepTimes()
     trainer.add_callback(times)
+    trainer.resumes = False
     trainer.train()
     states = [state for states in trainer.optimizer.state.values() for state in states.values()]
     optimizer_bytes = sum(getattr(state, "nbytes", 0) for state in states)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf import finite, outputs, runtime
 from rlhf.profiles import LoraSettings, Profile
+from rlhf.resume import Resumable
 
 import pandas as pd
 import torch
@@ -27,22 +28,7 @@ def lr_scale(step: int, warmup_steps: int, total_steps: int | None = None) -> fl
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimiser as tensors by name, for a safetensors file."""
-    states = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, state in states.items() for name, value in state.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put an optimiser where `optimizer_tensors` found one, all but its learning rates."""
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        i, name = key.split(".", 1)
-        states.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-
-
-class StageTrainer:
+class StageTrainer(Resumable):
     """What a Trainer of transformers gets in every stage: `lr_scale` in place of its own schedules, and its own seed.
 
     The order of the batches and dropout are drawn from global generators, so without it a run would depend on what ran
@@ -104,17 +90,17 @@ class StageTrainer:
 
 
 def run_arguments(profile: Profile, run: str) -> dict:
-    """Arguments of any TRL trainer: seed, device, TensorBoard files in outputs/logs/<profile>/<run>, no checkpoints.
+    """Arguments of any TRL trainer: seed, device, TensorBoard files in outputs/logs/<profile>/<run>.
 
+    output_dir is for the checkpoints of rlhf.resume; by its own rule transformers writes none.
     The trainer takes the folder of its TensorBoard files from the environment when it starts. Raises RuntimeError where
     several GPUs are seen: the trainer would split each batch among them, after multiplying it.
     """
     if (seen := torch.cuda.device_count()) > 1:
         raise RuntimeError(f"{seen} GPUs are visible, and a batch would become as many; set CUDA_VISIBLE_DEVICES=0.")
-    folder = str(outputs.logs_dir(profile) / run)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = folder
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / run)
     return {
-        "output_dir": folder,
+        "output_dir": str(outputs.training_dir(profile) / run),
         "report_to": ["tensorboard"],
         "save_strategy": "no",
         "logging_nan_inf_filter": False,  # it would count a loss that is NaN as the mean of the others, or as 0.0

@@ -24,7 +24,18 @@ CONTEXT = 128
 
 
 SETTINGS = tuple(
-    f"RLHF_{name}" for name in ("PROFILE", "MODEL", "DATASET", "PUBLISHED", "MAX_STEPS", "SEED", "OUTPUTS", "SST2")
+    f"RLHF_{name}"
+    for name in (
+        "PROFILE",
+        "MODEL",
+        "DATASET",
+        "PUBLISHED",
+        "MAX_STEPS",
+        "SEED",
+        "OUTPUTS",
+        "SST2",
+        "CHECKPOINT_SECONDS",
+    )
 )
 
 

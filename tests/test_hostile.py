@@ -172,6 +172,15 @@ def repository(base_checkpoint, tmp_path) -> Path:
     return folder
 
 
+def test_pulled_checkpoint_that_is_not_as_it_was_published_is_refused(profile, repository):
+    with (repository / "sft_full_final" / "model.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"\x01\x02\x03\x04\x05")
+    with pytest.raises(ValueError, match=r"repository: sft_full_final: model.safetensors is not what was saved"):
+        pull(profile, str(repository))
+    assert not outputs.checkpoints_dir(profile).exists()
+
+
 @pytest.mark.parametrize("spoil", [code_of_its_own, shard_elsewhere, weights_cut_off])
 def test_pulled_checkpoint_with_a_fault_is_refused_before_anything_is_written(profile, repository, trace, spoil):
     spoil(repository / "sft_full_final", trace)

@@ -12,7 +12,7 @@ import pytest
 FLOORS = (
     ("runtime", "finite", "outputs", "template", "tokens", "registry", "download"),
     ("profiles", "files", "forms", "data", "sst2", "lab"),
-    ("models", "adapters", "generation", "metrics", "training"),
+    ("models", "adapters", "generation", "metrics", "resume", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
     ("evaluation", "studies", "plots", "recipes"),
     ("hub", "chat", "demo", "notebooks", "report"),

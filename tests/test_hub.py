@@ -96,6 +96,11 @@ def test_published_are_all_stages_with_cards_and_nothing_that_can_hold_code(serv
     }
 
 
+def test_manifest_of_every_published_folder_fits_what_was_published(repository):
+    assert all((repository / folder / outputs.MANIFEST).exists() for folder in PUBLISHED)
+    assert {outputs.fault_of(repository / folder) for folder in PUBLISHED} == {""}
+
+
 def test_no_path_of_this_machine_and_no_token_goes_up(server, published, run):
     for name, content in server.files(REPO, published).items():
         if not name.endswith(".safetensors"):

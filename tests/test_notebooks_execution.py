@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from rlhf import outputs, runtime
+from rlhf import outputs, registry, runtime
 from rlhf.notebooks import execution
 from rlhf.profiles import load_profile
 
@@ -404,6 +404,7 @@ def test_interrupt_kills_the_kernel_and_leaves_a_clean_message(project):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"Interrupted in {FIRST}.ipynb, cell 2 of 2" in error
+    assert "The same command, without FORCE, goes on with this notebook." in error
     assert "Traceback" not in error
     copy = project.copy(FIRST)
     assert copy.metadata.rlhf.finished is False
@@ -414,6 +415,31 @@ def test_interrupt_kills_the_kernel_and_leaves_a_clean_message(project):
 def test_a_run_leaves_its_files_and_no_temporary_ones(finished):
     left = {path.name for path in outputs.root().rglob("*") if path.is_file() and path.suffix != ".lock"}
     assert left - {".lock"} == {"1_first.ipynb", "2_second.ipynb", "1_third.ipynb", "run.json", "settings.json"}
+
+
+def test_what_trainings_go_on_from_lasts_until_their_notebook_has_finished(project):
+    kept = outputs.training_dir(load_profile()) / "sft_full" / "step_000003"
+    project.write(FIRST, f"import os; os.makedirs({str(kept)!r}, exist_ok=True)", "1 / 0")
+    assert project.run() == 1 and kept.exists()
+    project.write(FIRST, LOG.format(FIRST))
+    assert project.run() == 0 and not kept.parents[1].exists()
+
+
+def test_checkpoint_of_an_earlier_notebook_with_a_fault_stops_the_run_before_anything_is_executed(
+    finished, monkeypatch
+):
+    monkeypatch.setitem(registry.MODELS, "base", registry.MODELS["base"]._replace(notebook=f"{FIRST}.ipynb"))
+    monkeypatch.setitem(registry.BY_CHECKPOINT, "base", "base")
+    path = outputs.checkpoint_path(load_profile(), "base")
+    path.mkdir()
+    (path / "model.safetensors").write_text("weights")
+    outputs.write_manifest(path)
+    (path / "model.safetensors").write_text("weigh")
+    copy, notebooks = finished.copy(SECOND), execution.find_notebooks(finished.folder)
+    (finished.folder / "log").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"base: model\.safetensors has 5 bytes, and 7 were saved; run .* 1_first,"):
+        execution.run(notebooks[1:], notebooks, load_profile(), finished.folder)
+    assert finished.log == [] and finished.copy(SECOND) == copy
 
 
 def start(project, *names):

@@ -1,5 +1,6 @@
 """Outputs: whole files or none, equal runs give equal bytes, and what is missing is named."""
 
+import hashlib
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ class FailingPart(Part):
 
 
 def contents(folder) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name != outputs.MANIFEST}
 
 
 @pytest.fixture
@@ -202,6 +203,64 @@ def test_first_save_that_fails_leaves_no_checkpoint(profile):
         outputs.save_checkpoint(profile, "base", FailingPart("model", "half"))
     with pytest.raises(FileNotFoundError):
         outputs.require_checkpoint(profile, "base")
+
+
+@pytest.fixture
+def saved(profile):
+    """A checkpoint of two files."""
+    outputs._sha256.cache_clear()  # as in a process of its own
+    return outputs.save_checkpoint(profile, "sft_full_final", Part("model.bin", "weights"), Part("README.md", "card"))
+
+
+def test_manifest_has_size_and_hash_of_every_file_but_the_card(profile, saved):
+    manifest = json.loads((saved / outputs.MANIFEST).read_text())
+    assert manifest == {"model.bin": {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}
+    (saved / "README.md").write_text("another card")
+    (saved / "note.txt").write_text("of a user")
+    assert outputs.require_checkpoint(profile, "sft_full_final") == saved
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "model.bin is missing"),
+        (b"weigh", "model.bin has 5 bytes, and 7 were saved"),
+        (b"Weights", r"model.bin is not what was saved \(by its SHA-256\)"),
+    ],
+)
+def test_checkpoint_that_is_not_as_it_was_saved_is_named_with_file_and_remedy(profile, saved, content, fault):
+    file = saved / "model.bin"
+    file.write_bytes(content) if content else file.unlink()
+    remedy = r"; run scripts/run_notebooks.py 4_finetune_full, or put the file back\. .*delete its rlhf_manifest.json"
+    with pytest.raises(ValueError, match=rf"^checkpoint outputs/checkpoints/smoke/sft_full_final: {fault}{remedy}"):
+        outputs.require_checkpoint(profile, "sft_full_final")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"../../x": {"bytes": 1, "sha256": ""}}', '{"a": {}}', '{"a": 1}'])
+def test_manifest_that_is_none_or_names_a_file_elsewhere_is_refused(profile, saved, text):
+    (saved / outputs.MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=r"sft_full_final: rlhf_manifest.json can't be read"):
+        outputs.require_checkpoint(profile, "sft_full_final")
+
+
+def test_folder_of_a_user_without_a_manifest_is_taken(profile, saved):
+    (saved / outputs.MANIFEST).unlink()
+    (saved / "model.bin").write_text("other")
+    assert outputs.require_checkpoint(profile, "sft_full_final") == saved
+
+
+def test_next_run_deletes_what_a_killed_process_had_not_put_in_place_and_no_more(profile, monkeypatch):
+    folder = outputs.checkpoints_dir(profile)
+    dead, alive = (folder / f".{pid}.base.x1" / "new" for pid in (11, 12))
+    for path in (dead, alive):
+        path.mkdir(parents=True)
+    half, hidden = (outputs.evaluation_dir(profile) / name for name in (".11.rouge.csv", ".rouge.csv.lock"))
+    for path in (half, hidden):
+        outputs.write_text(path, "")
+    monkeypatch.setattr(outputs.psutil, "pid_exists", lambda pid: pid != 11)
+    with outputs.run_lock():
+        pass
+    assert [path.exists() for path in (dead.parent, half, alive, hidden)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("name", registry.BY_CHECKPOINT)

@@ -159,8 +159,21 @@ def test_every_update_learns_the_warm_up_is_the_same_as_ours_and_every_update_is
     assert shares == [0.5, 1.0, 1.0]
     curve = trl_stage.training_curve(trainer)
     assert curve.episode.tolist() == [settings.batch_size * i for i in (1, 2, 3)]
-    events = EventAccumulator(trainer.args.output_dir).Reload()
+    events = EventAccumulator(str(outputs.logs_dir(profile) / "ppo_trl")).Reload()
     assert len(events.Scalars("train/objective/kl")) == 3
+
+
+def test_trl_says_that_it_starts_over_where_another_process_was_stopped_in_it(stage, monkeypatch, capsys):
+    profile, tokenizer, prompts = stage
+    four = [models.load_policy(profile, "sft_full") for _ in range(2)]
+    four += [models.new_reward_model(profile, seed=seed) for seed in (0, 1)]
+    rows = tokenized(prompts, tokenizer)
+    trainer = trl_stage.make_trainer(profile, ppo_settings(profile, "trl"), *four, tokenizer, rows)
+    monkeypatch.setattr(trl_stage.PPOTrainer, "train", lambda _: None)
+    for pid in (11, 11, 12):
+        monkeypatch.setattr(trl_stage.os, "getpid", lambda pid=pid: pid)
+        trainer.train()
+    assert capsys.readouterr().out == "ppo_trl starts over: TRL's PPO can't go on from a checkpoint.\n"
 
 
 def test_every_profile_has_ppo_settings_and_max_steps_cuts_them_short(profile):

@@ -8,7 +8,7 @@ import re
 from rlhf import outputs, pretraining
 from rlhf.lab import base_model
 from rlhf.lab.corpus import documents
-from rlhf.training import load_optimizer_tensors, optimizer_tensors
+from rlhf.resume import load_optimizer_tensors, optimizer_tensors
 
 import numpy as np
 import pandas as pd

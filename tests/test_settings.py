@@ -19,6 +19,7 @@ BAD = {
     "RLHF_SEED": (["-1", "1.5", "one", "²", str(2**32), "9" * 5000], NUMBER.format(0)),
     "RLHF_THREADS": (["0", "-2", "all", "4096"], NUMBER.format(1)),
     "RLHF_MEMORY_GB": (["0", "-1", "16GB", "nan", "inf"], "is no positive number; give gigabytes, such as 16"),
+    "RLHF_CHECKPOINT_SECONDS": (["-1", "3min", "nan", "inf"], "is no positive number; give seconds, such as 180, or 0"),
 }
 PROFILES = {"RLHF_SST2": "sentiment", "RLHF_PROFILE": None}
 
@@ -31,6 +32,7 @@ def test_bad_value_is_refused_with_variable_value_and_what_is_allowed(monkeypatc
     with pytest.raises(ValueError, match=rf"^{variable}={re.escape(repr(value))}:? {BAD[variable][1]}"):
         load_profile(PROFILES.get(variable, "gpt2"))
         runtime.memory_bytes()
+        runtime.checkpoint_seconds()
 
 
 def test_outputs_that_are_no_folder_are_refused(monkeypatch, tmp_path):

@@ -32,12 +32,12 @@ def test_several_visible_gpus_are_refused_because_the_trainer_would_multiply_the
         run_arguments(profile, "run")
 
 
-def test_run_arguments_keep_no_checkpoints_and_log_below_the_outputs(profile, monkeypatch):
+def test_run_arguments_keep_no_checkpoints_of_transformers_and_log_below_the_outputs(profile, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
     arguments = run_arguments(profile, "sft_full")
     assert arguments["save_strategy"] == "no" and arguments["seed"] == profile.seed
-    assert arguments["output_dir"].endswith("outputs/logs/smoke/sft_full")
-    assert training.os.environ["TENSORBOARD_LOGGING_DIR"] == arguments["output_dir"]
+    assert arguments["output_dir"].endswith("outputs/checkpoints/smoke/training/sft_full")
+    assert training.os.environ["TENSORBOARD_LOGGING_DIR"].endswith("outputs/logs/smoke/sft_full")
 
 
 def test_adapter_has_the_rank_scale_and_layers_of_the_settings(profile):

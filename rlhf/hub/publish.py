@@ -51,6 +51,7 @@ def assemble(profile: Profile, repo_id: str, folder: Path) -> dict[str, int]:
             base = None if on_policy else cards.hub_name(run["settings"]["model"])
             settings = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base or repo_id}
             config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        outputs.write_manifest(target)
         cards.card(profile, repo_id, key).save(target / "README.md")
     cards.card(profile, repo_id).save(folder / "README.md")
     manifest = {"profile": profile.name, "seed": run["seed"], "ppo_aligned_final": run["ppo_aligned_final"]}

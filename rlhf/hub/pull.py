@@ -43,6 +43,8 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
     for checkpoint in files:
         if fault := fault_of(folders[checkpoint]):
             raise ValueError(f"{name}: {checkpoint} {fault}")
+        if fault := outputs.fault_of(folders[checkpoint]):
+            raise ValueError(f"{name}: {checkpoint}: {fault}; fetch or publish it again.")
     commit = source.name if source.parent.name == "snapshots" else None  # as the Hub's cache lays it out
     # Noted first: what an interrupted pull leaves behind must not pass for a run of its own.
     pulled = {"from": name, "commit": commit}
@@ -56,6 +58,7 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
         with outputs.new_folder(outputs.checkpoint_path(profile, checkpoint)) as folder:
             for file in found:
                 shutil.copyfile(file, folder / file.name)
+            outputs.write_manifest(folder)  # of what was copied: theirs may name files that are no weights or settings
     for table in ("rouge.csv", "behaviour.csv"):  # they add up over notebooks, and tell of other checkpoints
         (outputs.evaluation_dir(profile) / table).unlink(missing_ok=True)
     return list(files)

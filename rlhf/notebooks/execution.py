@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from rlhf import outputs, runtime
+from rlhf import outputs, registry, runtime
 from rlhf.notebooks.staleness import INPUTS, copy_of, is_finished, key_of, name_of, settings_of
 from rlhf.profiles import Profile, set_up, variable_of
 
@@ -27,7 +27,7 @@ import nbformat
 import pandas as pd
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 PACKAGES = ["torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy"]
@@ -93,6 +93,14 @@ def choose(notebooks: list[Path], profile: Profile, names: list[str]) -> list[Pa
     notebooks = [path for path in notebooks if name_of(path) not in STUDIES]
     first = next((i for i, path in enumerate(notebooks) if not is_finished(path, profile)), len(notebooks))
     return notebooks[first:]
+
+
+def check_checkpoints(notebooks: list[Path], profile: Profile) -> None:
+    """Raise ValueError, before anything is executed, where a checkpoint of these notebooks is not as it was saved."""
+    made_by = [f"{name_of(path)}.ipynb" for path in notebooks]
+    for model in registry.MODELS.values():
+        if model.notebook in made_by and outputs.checkpoint_path(profile, model.checkpoint).is_dir():
+            outputs.require_checkpoint(profile, model.checkpoint)
 
 
 def git_state(root: Path) -> dict:
@@ -199,7 +207,7 @@ def title(cells: list[NotebookNode], index: int) -> str:
 def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: Progress) -> int | None:
     """Execute `notebook` in its folder; returns the peak memory of the kernel in MB, if it is known.
 
-    Raises CellExecutionError, DeadKernelError, or KeyboardInterrupt once the kernel is gone.
+    Raises CellExecutionError, RuntimeError where the kernel died, or KeyboardInterrupt once the kernel is gone.
     """
     peak = None
 
@@ -269,7 +277,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     error = peak = None
     try:
         peak = execute(notebook, path.parent, kernel_environment(profile), progress)
-    except (CellExecutionError, DeadKernelError, KeyboardInterrupt) as raised:
+    except (CellExecutionError, RuntimeError, KeyboardInterrupt) as raised:  # a RuntimeError where the kernel died
         error = raised
     outcome = "finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     seconds = progress.end(outcome, peak)
@@ -293,6 +301,7 @@ def run_notebook(path: Path, position: str, profile: Profile, root: Path) -> int
     if error is None:
         memory = {} if peak is None else {"peak_memory_mb": {name_of(path): peak}}
         outputs.update_run(profile, notebooks={name_of(path): seconds}, **memory)
+        outputs.forget_training(profile)
         return 0
     report(error, path, progress.cell, copy)
     return 130 if outcome == "interrupted" else 1
@@ -304,12 +313,12 @@ def report(error: BaseException, path: Path, cell: str, copy: Path | str) -> Non
     if isinstance(error, CellExecutionError):
         traceback = error.traceback if sys.stderr.isatty() else ANSI.sub("", error.traceback)
         message = f"\n{traceback}\n\nerror: {error.ename} in {where}"
-    elif isinstance(error, DeadKernelError):
+    elif isinstance(error, RuntimeError):
         message = f"\nerror: the kernel died in {where} (killed, or out of memory)"
     else:
         message = f"\nInterrupted in {where}"
     print(f"{message}\nThe notebook as far as it came: {copy}", file=sys.stderr)
-    print("The same command resumes with this notebook.", file=sys.stderr, flush=True)
+    print("The same command, without FORCE, goes on with this notebook.", file=sys.stderr, flush=True)
 
 
 def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path) -> int:
@@ -324,6 +333,7 @@ def run(chosen: list[Path], notebooks: list[Path], profile: Profile, root: Path)
         print("All notebooks have finished, for the code, settings and data of now. FORCE=1 starts over.")
         return 0
     first = notebooks.index(chosen[0])
+    check_checkpoints(notebooks[:first], profile)
     if first:
         print(f"Starting with notebook {first + 1} of {len(notebooks)}.")
     alone = all(name_of(path) in STUDIES for path in chosen)

@@ -6,7 +6,6 @@ notebook is run again too (execution.choose), so the outputs of earlier notebook
 
 import ast
 import dataclasses
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -109,11 +108,5 @@ def content_of(name: str) -> str:
     if not name or not path.exists():
         return name
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    named = [f"{file.relative_to(path)} {_digest(file, file.stat().st_mtime_ns)}\n" for file in files]
+    named = [f"{file.relative_to(path)} {outputs.sha256(file)}\n" for file in files]
     return hashlib.sha256("".join(named).encode()).hexdigest()
-
-
-@functools.cache  # a model of many gigabytes is read once in a run, not once for each notebook
-def _digest(file: Path, _changed: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

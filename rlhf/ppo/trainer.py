@@ -1,12 +1,13 @@
 """PPO's loop: answer a batch of prompts, score the answers, estimate advantages, take a few clipped steps."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf import finite, runtime
+from rlhf import finite, resume, runtime
 from rlhf.generation import context_of
 from rlhf.ppo import algorithm, checkpoint, monitor
 from rlhf.ppo.actors import Actors
@@ -68,6 +69,7 @@ class PPOTrainer(Actors):
         self.kl_coef, self.update, self.too_far, self.rows = settings.kl_coef, 0, 0, []
         self.order, self.position = torch.randperm(len(self.prompts), generator=self.generator), 0
         self.checkpoints, self.last_checkpoint, self.asked = checkpoints, None, []
+        self.start_weights = resume.of_weights(*filter(None, (policy, ref, value_model)))
         self.writer = SummaryWriter(str(logs)) if logs else None
         self.seconds = dict.fromkeys(("generation", "scoring", "forward", "backward", "optimiser"), 0.0)
 
@@ -109,6 +111,17 @@ class PPOTrainer(Actors):
         """One row per update so far."""
         return pd.DataFrame(self.rows)
 
+    @functools.cached_property
+    def probed_rewards(self) -> list[str]:
+        """What the reward function gives for a short answer to two of the prompts, by which a checkpoint knows it."""
+        prompts = self.prompts[:2]
+        return [f"{reward:.3g}" for reward in self.reward_fn(prompts, ["Yes."] * len(prompts), [True] * len(prompts))]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all updates are done, or the KL has been above its ceiling for too long."""
+        return self.update >= self.settings.updates or self.too_far >= self.settings.kl_patience
+
     @property
     def lr_scale(self) -> float:
         """The share of the learning rates that this update takes."""
@@ -117,18 +130,25 @@ class PPOTrainer(Actors):
     def train(self) -> pd.DataFrame:
         """Run until `updates` updates are done, or the KL has been above its ceiling for too long. Returns the curve.
 
+        With a folder for checkpoints it goes on from the last one there, and writes one when it is due (resume.Timer)
+        and at the end; with settings.checkpoint_every it writes and keeps those instead.
         Warns where the answers lose their variety (monitor.LIMITS).
         Raises NotFiniteError where the loss or the KL is not finite, ValueError for scores that can't be used and where
         sampler and trainer disagree (check_sampler), OutOfMemoryError where not even one answer fits (_in_memory).
         """
         settings = self.settings
         ceiling = math.inf if settings.kl_ceiling is None else settings.kl_ceiling
+        if self.checkpoints:
+            resume.require_room(self.checkpoints, self.policy, self.value_module)
+            if not self.update:
+                checkpoint.take_up(self)
+        timer = resume.Timer()
         if not self.update:
             gap = self._in_memory(self.check_sampler)
             print(f"log-probabilities: the sampler's differ from the trainer's by {gap:.0e} nats per token")
         warned = set(monitor.warnings(self.rows))  # before a pause
         with tqdm(total=settings.updates, initial=self.update, desc="PPO", unit="update") as progress:
-            while self.update < settings.updates and self.too_far < settings.kl_patience:
+            while not self.has_ended:
                 row = self.step()
                 for line in monitor.warnings(self.rows):
                     if line not in warned:
@@ -137,8 +157,11 @@ class PPOTrainer(Actors):
                 progress.set_postfix(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.2f}", refresh=False)
                 progress.update()
                 self.too_far = self.too_far + 1 if row["kl"] > ceiling else 0
-                if settings.checkpoint_every and self.update % settings.checkpoint_every == 0:
-                    self.save()
+                if settings.checkpoint_every:
+                    if self.update % settings.checkpoint_every == 0:
+                        self.save()
+                elif self.checkpoints and (timer.due() or self.has_ended):
+                    resume.keep_only(self.save())
         if self.too_far >= settings.kl_patience:
             print(
                 f"Stopped after {self.update} of {settings.updates} updates: the KL has been above {ceiling:g} nats "
@@ -325,7 +348,7 @@ class PPOTrainer(Actors):
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of `save`, with the same models, prompts and settings as there."""
-        checkpoint.resume(self, path)
+        checkpoint.restore(self, path)
 
     @contextmanager
     def _timed(self, part: str):

@@ -1,6 +1,9 @@
 """PPO by TRL 1.12.0, the last release that has it, with the project's settings and what its loop leaves out."""
 
-from rlhf import runtime
+import os
+from pathlib import Path
+
+from rlhf import outputs, runtime
 from rlhf.generation import refuse_nan
 from rlhf.ppo import monitor
 from rlhf.ppo.settings import Settings
@@ -19,8 +22,13 @@ class RecordingPPOTrainer(StageTrainer, PPOTrainer):
     """
 
     constant_rate = True
+    resumes = False  # TRL's loop begins at the first update, and its checkpoints leave the value model out
 
     def train(self) -> None:
+        begun = Path(self.args.output_dir) / "begun"
+        if begun.exists() and begun.read_text(encoding="utf-8") != str(os.getpid()):
+            print(f"{begun.parent.name} starts over: TRL's PPO can't go on from a checkpoint.")
+        outputs.write_text(begun, str(os.getpid()))
         self.rollouts: list[dict[str, float]] = []
         self.policy_model.generate = self._recording(self.policy_model.generate)
         try:

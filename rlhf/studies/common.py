@@ -77,6 +77,7 @@ class Study:
             trainer.remove_callback(callback)
         trainer.train()
         outputs.save_checkpoint(profile, f"reward_model_{name}", trainer.model, self.tokenizer)
+        outputs.forget_training(profile)
 
     def train_halves(self) -> None:
         """Reward models on disjoint halves of the pairs: `half`, and `judge`, whose head starts from another seed."""

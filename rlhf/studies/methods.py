@@ -69,6 +69,7 @@ class Trial:
         """Train the policy with a trainer of TRL; `tokens` go through a backward pass."""
         for callback in (ProgressCallback, PrinterCallback):  # its table of losses is for a notebook
             trainer.remove_callback(callback)
+        trainer.resumes = False  # its cost is measured
         trainer.train()
         self.policy = trainer.model.eval()
         self.tokens += tokens

@@ -1,0 +1,123 @@
+"""Kill runs at random moments and run them again: their tables must be those of a run that nothing killed.
+
+Everything runs at the smoke profile, in outputs folders of its own, and writes a checkpoint as often as it can.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rlhf import outputs, resume
+
+import pandas as pd
+import psutil
+
+COMMANDS = {"run": ["run_notebooks.py"], "recipe": ["run_recipe.py", "sentiment"]}
+VICTIMS = ("runner", "kernel")
+MEASURED = ("costs.csv",)  # seconds and memory, which no two runs share
+LABEL = re.compile(r"^\[\d+/\d+\] (\S+)", re.MULTILINE)  # what the runner prints where a notebook begins
+
+
+class Kill(NamedTuple):
+    stage: str  # the notebook
+    victim: str
+    seconds: float  # after the notebook has begun
+
+
+class Tortured:
+    """A command with an outputs folder; `log` has all that it printed."""
+
+    def __init__(self, command: str, folder: Path, checkpoint_seconds: str):
+        self.arguments = [sys.executable, *COMMANDS[command]]
+        self.arguments[1] = str(outputs.ROOT / "scripts" / self.arguments[1])
+        self.folder, self.log = folder, folder.with_suffix(".log")
+        own = {"RLHF_PROFILE": "smoke", "RLHF_OUTPUTS": str(folder), "RLHF_CHECKPOINT_SECONDS": checkpoint_seconds}
+        others = {name: value for name, value in os.environ.items() if not name.startswith(("RLHF_", "FORCE", "FROM"))}
+        self.environment = others | own
+        folder.mkdir(parents=True)
+
+    def run(self, kills: list[Kill]) -> tuple[int, Kill | None]:
+        """Run the command until it ends or the first of `kills` hits it, which is taken out; its exit status, the kill.
+
+        A kill whose notebook has ended before its moment is taken out too.
+        """
+        printed = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(self.arguments, env=self.environment, stdout=log, stderr=log)
+        begun: dict[str, float] = {}
+        while process.poll() is None:
+            time.sleep(0.05)
+            stages = LABEL.findall(self.log.read_bytes()[printed:].decode(errors="replace"))
+            begun |= {stage: time.monotonic() for stage in stages[len(begun) :]}
+            while stages and kills and kills[0].stage < stages[-1]:  # the names are in the order of the run
+                kills.pop(0)
+            if stages and kills and kills[0].stage == stages[-1]:
+                kill = kills[0]
+                if time.monotonic() - begun[kill.stage] >= kill.seconds and self._kill(process.pid, kill.victim):
+                    kills.pop(0)
+                    process.wait()
+                    return process.returncode, kill
+        return process.returncode, None
+
+    def _kill(self, pid: int, victim: str) -> bool:
+        """Kill the runner or its kernel, and say whether there was one."""
+        found = [pid]
+        if victim == "kernel":
+            children = psutil.Process(pid).children()
+            found = [child.pid for child in children if "ipykernel_launcher" in child.cmdline()]
+        for number in found:
+            os.kill(number, signal.SIGKILL)
+        return bool(found)
+
+    def seconds(self) -> dict[str, float]:
+        """How long each notebook of a finished run took."""
+        (run,) = self.folder.glob("evaluation/*/run.json")
+        return json.loads(run.read_text(encoding="utf-8"))["notebooks"]
+
+    def checkpoint(self) -> str:
+        """The training that goes on when the command is run again, and from where."""
+        found = list(filter(None, map(resume.newest, self.folder.glob("checkpoints/*/training/*"))))
+        last = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return f"{last.parent.name} {last.name}" if last else "no checkpoint"
+
+    def tables(self) -> dict[str, bytes]:
+        files = self.folder.glob("evaluation/*/[!.]*.csv")
+        return {file.name: file.read_bytes() for file in files if file.name not in MEASURED}
+
+
+def plan(seconds: dict[str, float], count: int, draws: random.Random) -> list[Kill]:
+    """`count` kills, the same number in each notebook where that divides, in the notebooks' order."""
+    stages = [stage for stage in seconds for i in range(count) if list(seconds)[i % len(seconds)] == stage]
+    return [Kill(stage, draws.choice(VICTIMS), draws.uniform(0, 0.95 * seconds[stage])) for stage in stages]
+
+
+def torture(command: str, count: int, folder: Path, draws: random.Random) -> pd.DataFrame:
+    """Run a command of COMMANDS whole, and once more with `count` kills: one row for each that hit.
+
+    Columns: stage, killed, second (of the stage), resumed_from, equal (whether all tables are those of the whole run).
+    Raises RuntimeError where a run stops without having been killed.
+    """
+    whole, killed = Tortured(command, folder / f"{command}_whole", "1e9"), Tortured(command, folder / command, "0")
+    if whole.run([])[0]:
+        raise RuntimeError(f"{command}: the run without a kill failed; {outputs.show(whole.log)} says why.")
+    kills, rows = plan(whole.seconds(), count, draws), []
+    while True:
+        status, kill = killed.run(kills)
+        if kill is None:
+            break
+        rows.append((kill.stage, kill.victim, round(kill.seconds, 1), killed.checkpoint()))
+        print(*rows[-1], sep="  ", flush=True)
+    if status:
+        raise RuntimeError(f"{command}: a run that nothing killed failed; {outputs.show(killed.log)} says why.")
+    table = pd.DataFrame(rows, columns=["stage", "killed", "second", "resumed_from"])
+    expected, found = whole.tables(), killed.tables()
+    others = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    print(f"{command}: {len(rows)} kills, {len(expected)} tables, others than without: {', '.join(others) or 'none'}")
+    return table.assign(equal=not others)

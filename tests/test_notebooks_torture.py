@@ -1,0 +1,40 @@
+"""The torture of runs: its kills hit, the run goes on after them, and a table that is not the same is found."""
+
+import random
+
+from rlhf.notebooks import torture
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+STAGES = ["01_one/1_first", "01_one/2_second"]
+CODE = """import os
+folder = os.environ["RLHF_OUTPUTS"] + "/evaluation/smoke/"
+open(folder + "{}.csv", "w").write(str({}))"""
+
+
+def test_plan_spreads_its_kills_over_the_notebooks_in_their_order_and_within_their_time():
+    seconds = {"a": 10.0, "b": 1.0, "c": 3.0}
+    kills = torture.plan(seconds, 30, random.Random(0))
+    assert [kill.stage for kill in kills] == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
+    assert all(0 <= kill.seconds < seconds[kill.stage] for kill in kills)
+    assert {kill.victim for kill in kills} == set(torture.VICTIMS)
+    assert kills == torture.plan(seconds, 30, random.Random(0)) != torture.plan(seconds, 30, random.Random(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "equal"), [("1", True), ("os.getpid()", False)])
+def test_killed_runs_go_on_and_a_table_that_is_another_is_found(tmp_path, monkeypatch, value, equal):
+    for stage in STAGES:
+        path = tmp_path / f"{stage}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(new_notebook(cells=[new_code_cell(CODE.format(path.stem, value))]), path)
+    kills = [torture.Kill(stage, victim, 0.0) for stage, victim in zip(STAGES, torture.VICTIMS, strict=True)]
+    monkeypatch.setattr(torture, "plan", lambda *_: list(kills))
+    monkeypatch.setitem(torture.COMMANDS, "run", ["run_notebooks.py", "--root", str(tmp_path)])
+    table = torture.torture("run", 2, tmp_path / "tortured", random.Random(0))
+    assert list(table.stage) == STAGES and list(table.killed) == list(torture.VICTIMS)
+    assert (table.equal == equal).all() and set(table.resumed_from) == {"no checkpoint"}
+    log = (tmp_path / "tortured" / "run.log").read_text()
+    assert "error: the kernel died in 01_one/2_second.ipynb, starting the kernel" in log and "Traceback" not in log
