@@ -26,6 +26,9 @@ def main() -> None:
         reward_model, value_model = models.load_reward_model(profile), models.new_value_model(profile)
         spread = reward_spread(profile, policy, reward_model, tokenizer, questions)
         scoring.rescale(reward_model, 1 / spread)  # the settings are in units of it
+        if first:
+            outputs.write_json(profile, "reward_unit.json", {"logits": spread})
+            outputs.update_run(profile, ppo_trl=vars(settings))
         four = policy, reference, reward_model, value_model
         trainer = make_trainer(profile, settings, *four, tokenizer, get_ppo_prompts(questions, tokenizer))
         trainer.train()
@@ -33,8 +36,6 @@ def main() -> None:
         launch.save(profile, "ppo_trl_final", trainer, tokenizer)
         if first:
             outputs.merge_csv(profile, "ppo_curve.csv", curve, key="model")
-            outputs.write_json(profile, "reward_unit.json", {"logits": spread})
-            outputs.update_run(profile, ppo_trl=vars(settings))
 
 
 if __name__ == "__main__":
