@@ -12,7 +12,7 @@ from rlhf.template import format_prompt
 
 import pytest
 import torch
-from conftest import ppo_settings, run_python
+from conftest import ppo_settings, stage_module
 from datasets import load_dataset
 from peft import PeftModel
 from tokenizers.processors import TemplateProcessing
@@ -29,7 +29,7 @@ def settled(run, profile):
 
 
 def read_reward_model(folder):
-    """As its loader does: the trunk of the architecture and a head that the configuration names, and no other weight."""
+    """As its loader does: the architecture's trunk and a head that the configuration names, and no other weight."""
     config = AutoConfig.from_pretrained(folder)
     trunk = AutoModel._model_mapping[type(config)]
 
@@ -138,13 +138,10 @@ def test_command_names_what_was_written_and_the_settings(settled, tmp_path):
 
 def test_run_without_settings_of_ppo_says_which_notebook_writes_them(settled):
     (outputs.evaluation_dir(settled) / "run.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match="1_ppo_alignment.ipynb"):
+    with pytest.raises(FileNotFoundError, match=r"1_ppo_alignment\.ipynb"):
         export.for_openrlhf(settled)
 
 
 def test_engine_that_is_not_known_is_named():
-    code = (
-        "import runpy, sys; sys.argv = ['export.py', 'verl']; runpy.run_path('scripts/export.py', run_name='__main__')"
-    )
-    with pytest.raises(AssertionError, match="FOR='verl' is no engine"):
-        run_python(code)
+    with pytest.raises(ValueError, match="FOR='verl' is no engine that is known; set it to openrlhf"):
+        stage_module("scripts/export.py")["main"](["verl"])
