@@ -6,10 +6,11 @@ import runpy
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from rlhf import launch, models, outputs, runtime
 from rlhf.ppo.trl import make_trainer
-from rlhf.training import run_arguments, shared_batch
+from rlhf.training import StageTrainer, run_arguments, shared_batch
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,12 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.data_loader import BatchSamplerShard
 from conftest import SETTINGS, ppo_settings, run_python, stage_module
 from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
 from transformers import AutoModelForCausalLM
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 CONFIGS = sorted((outputs.ROOT / "accelerate_configs").glob("*.yaml"))
 
@@ -39,6 +43,29 @@ def test_a_step_takes_as_many_examples_on_any_number_of_processes(monkeypatch, s
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     assert shared_batch(size, accumulation) == part
     assert part[0] * part[1] * processes == size * accumulation
+
+
+@pytest.mark.parametrize("processes", [2, 8])
+def test_a_step_takes_the_same_examples_grouped_by_length_on_any_number_of_processes(monkeypatch, processes):
+    lengths = [7 * i % 60 for i in range(160)]
+
+    def steps(processes):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        size, accumulation = shared_batch(4, 4)
+        trainer = SimpleNamespace(args=SimpleNamespace(world_size=processes))
+        batches = []
+        for rank in range(processes):
+            torch.manual_seed(0)
+            sampler = LengthGroupedSampler(size * accumulation, lengths=lengths)
+            sampler = BatchSampler(StageTrainer._of_all_processes(trainer, sampler), size, drop_last=False)
+            batches.append(list(BatchSamplerShard(sampler, processes, rank)))
+        parts = [
+            batch[i : i + accumulation] for i in range(0, 160 // 16 * accumulation, accumulation) for batch in batches
+        ]
+        shared = [sum(sum(parts[i : i + processes], []), []) for i in range(0, len(parts), processes)]
+        return [sorted(examples) for examples in shared]
+
+    assert steps(processes) == steps(1) and len(steps(1)) == 10
 
 
 def test_a_step_that_cannot_be_shared_equally_is_refused(monkeypatch):
