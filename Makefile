@@ -17,8 +17,8 @@ ifneq "$(OF)" "$(realpath .)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo jupyter
-.PHONY: pretrain torture test lint
+.PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo
+.PHONY: script export jupyter pretrain torture test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -68,6 +68,12 @@ publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOA
 
 demo: $(INSTALLED)  ## a web page with the answers side by side (REPO=user/name: of published checkpoints)
 	@RLHF_REPO="$(REPO)" $(VENV)/bin/python demo/app.py
+
+script: $(INSTALLED)  ## write the training of STAGE=sft|sft_qlora|reward|ppo as a script for several GPUs
+	@$(VENV)/bin/python scripts/stage_script.py "$(STAGE)"
+
+export: $(INSTALLED)  ## write policy, reward model and prompts for another engine, FOR=openrlhf, and print its command
+	@$(VENV)/bin/python scripts/export.py "$(FOR)"
 
 book: $(VENV)/.book  ## build the notebooks as a site in outputs/book, without running them, and check every page
 	@$(VENV)/bin/python -m sphinx -q -W -b html -c book . outputs/book

@@ -283,6 +283,21 @@ def load_reward_model(profile: Profile, which: str = "final") -> PreTrainedModel
     return _merged(new_reward_model(profile, seed=0), path)
 
 
+def whole_models(profile: Profile) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The fine-tuned policy and the reward model in float32 with their adapters merged: what other engines load.
+
+    In a run by adapters they are merged into the float32 base, of which both then are copies.
+    """
+    if not outputs.by_adapters(profile):
+        return load_policy(profile, start_key(profile)), load_reward_model(profile)
+    base = _checkpoint(profile, "base")
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    headed = _classifier(type(config)).from_pretrained(base, config=config, dtype=torch.float32)
+    keys = start_key(profile), "reward_model"
+    policy, reward = (_checkpoint(profile, registry.MODELS[key].checkpoint) for key in keys)
+    return _merged(load_base(profile), policy), _merged(headed, reward)
+
+
 def new_value_model(profile: Profile) -> PreTrainedModel:
     """The start of a value model: a copy of the trained reward model whose head is zero, all of it to be trained.
 

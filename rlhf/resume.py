@@ -155,7 +155,8 @@ class Resumable:
     """A Trainer of transformers that goes on from its own checkpoint; args.output_dir is the folder of these.
 
     transformers restores the position in the data and the log; what it would load by pickle is put back here.
-    Checkpoints are written where the loss has been logged, so that no sum since then is lost.
+    Checkpoints are written where the loss has been logged, so that no sum since then is lost. Where several processes
+    train together there are none.
     """
 
     resumes = True  # False: it starts over, and leaves nothing
@@ -164,7 +165,7 @@ class Resumable:
     def train(self, *args, **kwargs):
         self.folder = Path(self.args.output_dir)
         require_room(self.folder, self.model)
-        if not self.resumes:
+        if not self.resumes or runtime.processes() > 1:
             return super().train(*args, **kwargs)
         self.stamp, self.timer = self._stamp(), Timer()
         path = self._take_up()

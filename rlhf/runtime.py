@@ -17,8 +17,16 @@ import psutil
 import torch
 
 
+def processes() -> int:
+    """How many processes train together: what a launcher says, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU, by its number where each of several processes has one; without a GPU the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if processes() > 1 else torch.device("cuda")
 
 
 def cpu_count() -> int:

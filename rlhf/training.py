@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from peft import LoraConfig
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 def lr_scale(step: int, warmup_steps: int, total_steps: int | None = None) -> float:
@@ -47,8 +48,31 @@ class StageTrainer(Resumable):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _get_train_sampler(self, *args, **kwargs):
+        return self._of_all_processes(super()._get_train_sampler(*args, **kwargs))
+
+    def _get_eval_sampler(self, *args, **kwargs):
+        return self._of_all_processes(super()._get_eval_sampler(*args, **kwargs))
+
+    def _of_all_processes(self, sampler):
+        """The sampler with the order that one process would take: several share each of its batches.
+
+        transformers groups by length in batches of one process, and accelerate draws the order of several by a new
+        generator.
+        """
+        if self.args.world_size > 1 and isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= self.args.world_size
+            sampler.generator = sampler.generator or torch.default_generator
+        return sampler
+
+    def prediction_step(self, *args, **kwargs):
+        # Of several processes each has a part of the sum over a batch, and the last batch's parts differ in weight.
+        loss, *others = super().prediction_step(*args, **kwargs)
+        return self.accelerator.reduce(loss, "mean"), *others
+
     def train(self, *args, **kwargs):
-        with runtime.isolated_generator(self.args.seed):
+        # TRL's PPO has a seed for each process, by which it draws its answers.
+        with runtime.isolated_generator(getattr(self, "local_seed", self.args.seed)):
             return super().train(*args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -56,7 +80,8 @@ class StageTrainer(Resumable):
         try:
             loss = super().training_step(model, inputs, *args, **kwargs)
         except torch.OutOfMemoryError as error:
-            smaller = f"batch_size = {size // 2} and gradient_accumulation = {2 * steps}, which take the same steps"
+            of_all = 2 * steps * runtime.processes()
+            smaller = f"batch_size = {size // 2} and gradient_accumulation = {of_all}, which take the same steps"
             raise torch.OutOfMemoryError(
                 f"{self._where()}: a batch of {size} does not fit into the memory of the GPU; in rlhf/profiles.toml "
                 f"set {smaller if size > 1 else 'a smaller max_length'} for this stage."
@@ -94,10 +119,13 @@ def run_arguments(profile: Profile, run: str) -> dict:
 
     output_dir is for the checkpoints of rlhf.resume; by its own rule transformers writes none.
     The trainer takes the folder of its TensorBoard files from the environment when it starts. Raises RuntimeError where
-    several GPUs are seen: the trainer would split each batch among them, after multiplying it.
+    one process sees several GPUs: the trainer would split each batch among them, after multiplying it.
     """
-    if (seen := torch.cuda.device_count()) > 1:
-        raise RuntimeError(f"{seen} GPUs are visible, and a batch would become as many; set CUDA_VISIBLE_DEVICES=0.")
+    if runtime.processes() == 1 and (seen := torch.cuda.device_count()) > 1:
+        raise RuntimeError(
+            f"{seen} GPUs are visible, and a batch would become as many; set CUDA_VISIBLE_DEVICES=0, or start one "
+            f"process for each GPU (docs/scaling.md)."
+        )
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(outputs.logs_dir(profile) / run)
     return {
         "output_dir": str(outputs.training_dir(profile) / run),
@@ -110,6 +138,22 @@ def run_arguments(profile: Profile, run: str) -> dict:
     }
 
 
+def shared_batch(size: int, accumulation: int) -> tuple[int, int]:
+    """The batch of a process and its gradient accumulation, where batches of `size` are accumulated by one process.
+
+    The product of both and the number of processes stays what it is, with as little accumulation as batches of `size`
+    allow. Raises ValueError where the examples of a step can't be shared out equally.
+    """
+    share, rest = divmod(size * accumulation, runtime.processes())
+    if rest:
+        raise ValueError(
+            f"{runtime.processes()} processes can't share the {size * accumulation} examples of a step equally; start "
+            f"a number that divides it, or change batch_size or gradient_accumulation in rlhf/profiles.toml."
+        )
+    part = next(part for part in range(min(size, share), 0, -1) if share % part == 0)
+    return part, share // part
+
+
 def step_arguments(profile: Profile, run: str, settings, examples: float) -> dict:
     """Arguments of any trainer: those of run_arguments, steps, batches, warm-up, precision.
 
@@ -117,10 +161,11 @@ def step_arguments(profile: Profile, run: str, settings, examples: float) -> dic
     """
     steps = max(1, round(examples / settings.batch_size / settings.gradient_accumulation))
     steps = min(steps, profile.max_steps or steps)
+    size, accumulation = shared_batch(settings.batch_size, settings.gradient_accumulation)
     return run_arguments(profile, run) | {
         "max_steps": steps,
-        "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": accumulation,
         "warmup_steps": min(settings.warmup_steps, steps // 5),
         "logging_steps": max(1, steps // 40),
         "bf16": runtime.bf16_is_native(),
@@ -134,7 +179,7 @@ def fit_arguments(profile: Profile, run: str, settings, *, examples: float, eval
     """
     arguments = step_arguments(profile, run, settings, examples)
     return arguments | {
-        "per_device_eval_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": max(1, settings.batch_size // runtime.processes()),
         "max_length": None,  # longer texts were left out by name, so nothing is cut here
         "eval_strategy": "steps" if evaluations else "no",
         "eval_steps": -(-arguments["max_steps"] // max(1, evaluations)),

@@ -15,7 +15,7 @@ FLOORS = (
     ("models", "adapters", "generation", "metrics", "resume", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
     ("evaluation", "studies", "plots", "recipes"),
-    ("hub", "chat", "demo", "notebooks", "report"),
+    ("hub", "chat", "demo", "notebooks", "report", "launch", "export"),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PACKAGE = ROOT / "rlhf"

@@ -9,6 +9,7 @@ from rlhf.generation import Answer
 from rlhf.lab import gold_table
 from rlhf.lab.fluency import foreign_pairs
 from rlhf.profiles import Profile
+from rlhf.reward import scoring
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,17 @@ def decode(profile: Profile, model, tokenizer, prompts: list[str], decoding: str
     length, options = (settings.beam_new_tokens, beam) if decoding == "beam" else (settings.max_new_tokens, sample)
     options |= {"max_new_tokens": length, "batch_size": settings.batch_size, "description": decoding}
     return generation.generate_answers(model, tokenizer, prompts, **options)
+
+
+def reward_spread(profile: Profile, policy, reward_model, tokenizer, prompts: list[str]) -> float:
+    """The standard deviation of the reward over sampled answers of a policy to the first of the prompts, in logits.
+
+    It is the unit in which the settings of PPO are given (rlhf.reward.scoring.rescale).
+    """
+    asked = prompts[: profile.eval_prompts]
+    answers = decode(profile, policy, tokenizer, asked, "sample")
+    texts, ended = [answer.text for answer in answers], [answer.ended for answer in answers]
+    return float(scoring.score(reward_model, tokenizer, asked, texts, ended).std())
 
 
 def draw(profile: Profile, model, tokenizer, prompts: list[str], times: int | None = None) -> list[Answer]:

@@ -8,10 +8,11 @@ from rlhf.generation import refuse_nan
 from rlhf.ppo import monitor
 from rlhf.ppo.settings import Settings
 from rlhf.profiles import Profile
-from rlhf.training import StageTrainer, run_arguments
+from rlhf.training import StageTrainer, run_arguments, shared_batch
 
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
@@ -28,7 +29,8 @@ class RecordingPPOTrainer(StageTrainer, PPOTrainer):
         begun = Path(self.args.output_dir) / "begun"
         if begun.exists() and begun.read_text(encoding="utf-8") != str(os.getpid()):
             print(f"{begun.parent.name} starts over: TRL's PPO can't go on from a checkpoint.")
-        outputs.write_text(begun, str(os.getpid()))
+        if self.args.process_index == 0:
+            outputs.write_text(begun, str(os.getpid()))
         self.rollouts: list[dict[str, float]] = []
         self.policy_model.generate = self._recording(self.policy_model.generate)
         try:
@@ -62,9 +64,11 @@ def make_trainer(
     """TRL's PPOTrainer with the project's settings; it records what it generates in `trainer.rollouts`.
 
     Raises ValueError for fewer prompts than a batch, with which TRL's loop would never end, for models that are the
-    same object, with which the reward would drift with the value function, and for a policy or value model with frozen
-    weights and no adapter.
+    same object, with which the reward would drift with the value function, for a policy or value model with frozen
+    weights and no adapter, and for a launcher that splits weights by FSDP: TRL calls parts of the model on their own.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError("TRL 1.12's PPO can't train with FSDP; take accelerate_configs/ddp.yaml or zero2.yaml.")
     if len(prompts) < settings.batch_size:
         raise ValueError(
             f"{len(prompts)} prompts are fewer than a batch of {settings.batch_size}; give more data or lower "
@@ -78,15 +82,16 @@ def make_trainer(
             raise ValueError(
                 f"{frozen} weights of the {name} are frozen and would not learn; call requires_grad_(True)."
             )
+    size, accumulation = shared_batch(settings.micro_batch_size, settings.batch_size // settings.micro_batch_size)
     tokenizer.padding_side = "left"  # a decoder continues from the last position, which must be the prompt's
     config = PPOConfig(
         **run_arguments(profile, "ppo_trl"),
         total_episodes=settings.updates * settings.batch_size,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
         num_mini_batches=settings.mini_batches,
         num_ppo_epochs=settings.epochs,
-        local_rollout_forward_batch_size=settings.micro_batch_size,
+        local_rollout_forward_batch_size=size,
         response_length=settings.max_new_tokens,
         temperature=settings.temperature,
         stop_token="eos",
@@ -120,6 +125,7 @@ def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
 
     kl is in nats per answer, entropy in nats per token, explained_variance NaN: TRL does not log it. The entropy is the
     mean surprise of the sampled tokens: TRL's own average (policy/entropy_avg) counts padding as if it were answer.
+    Of several processes all must call it: the answers of each are in the means.
     """
     names = {
         "episode": "episode",
@@ -134,7 +140,8 @@ def training_curve(trainer: RecordingPPOTrainer) -> pd.DataFrame:
     }
     logged = [entry for entry in trainer.state.log_history if "objective/kl" in entry]
     curve = pd.DataFrame([{name: entry[key] for key, name in names.items()} for entry in logged])
-    rollouts = pd.DataFrame(trainer.rollouts)  # as many of equal size for each update
-    rollouts = rollouts.groupby(rollouts.index // (len(rollouts) // len(curve))).mean()
+    of_update = len(trainer.rollouts) // len(curve)  # as many of equal size for each
+    rows = gather_object([row | {"update": i // of_update} for i, row in enumerate(trainer.rollouts)])
+    rollouts = pd.DataFrame(rows).groupby("update").mean()
     curve["entropy"] = [entry["objective/entropy"] for entry in logged] / rollouts.response_length
     return curve.join(rollouts).assign(explained_variance=float("nan"))
