@@ -22,7 +22,7 @@ FAULTS = """() => [
 
 
 def main(folder: Path) -> int:
-    made = (path for path in folder.rglob("*.html") if "_static" not in path.parts)
+    made = (path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts)
     pages = sorted(path for path in made if path.name not in ("genindex.html", "search.html"))
     if not pages or CHROMIUM is None:
         print(f"error: no book in {folder}: run make book." if not pages else "error: no Chromium found; install it.")

@@ -38,7 +38,7 @@ def write_script(profile: Profile, stage: str) -> Path:
         raise FileExistsError(f"{outputs.show(written)} is there and may hold changes; remove it to write it anew.")
     with outputs.new_folder(written) as target:
         (target / "train.py").write_text(text, encoding="utf-8")
-        for helper in (outputs.ROOT / folder).glob("*.py"):
+        for helper in sorted((outputs.ROOT / folder).glob("*.py")):
             shutil.copyfile(helper, target / helper.name)
     return written / "train.py"
 

@@ -153,7 +153,7 @@ def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def _count_weights(folder: Path) -> int:
     """The number of weights in a folder's safetensors, of which only the headers are read."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             names = tensors.keys()
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)

@@ -136,7 +136,7 @@ def run_lock() -> Iterator[None]:
 def _sweep() -> None:
     """Delete what processes that were killed while they wrote had not put in place: `replace` and `new_folder`."""
     for kind in ("checkpoints", "logs", "notebooks", "evaluation", "plots"):
-        for path in list((root() / kind).rglob(".[0-9]*.*")):
+        for path in sorted((root() / kind).rglob(".[0-9]*.*")):
             if (found := re.match(r"\.(\d+)\.", path.name)) and not psutil.pid_exists(int(found[1])):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

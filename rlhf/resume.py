@@ -111,20 +111,20 @@ def read(path: Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
         if fault := outputs.fault_of(path):
             raise ValueError(fault)
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        return state, {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+        return state, {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{outputs.show(path)} can't be read ({error}): it may be cut off") from error
 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint in a training's folder after most steps; their names are <unit>_<steps> and <unit>_<steps>_end."""
-    found = [path for path in folder.glob("[a-z]*_[0-9]*") if path.is_dir()]
+    found = [path for path in sorted(folder.glob("[a-z]*_[0-9]*")) if path.is_dir()]
     return max(found, key=lambda path: (int(path.name.split("_")[1]), path.name), default=None)
 
 
 def keep_only(path: Path) -> None:
     """Delete the other checkpoints of the same training."""
-    for other in path.parent.glob(f"{path.name.split('_')[0]}_[0-9]*"):
+    for other in sorted(path.parent.glob(f"{path.name.split('_')[0]}_[0-9]*")):
         if other != path:
             shutil.rmtree(other, ignore_errors=True)
 

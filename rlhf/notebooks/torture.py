@@ -78,17 +78,17 @@ class Tortured:
 
     def seconds(self) -> dict[str, float]:
         """How long each notebook of a finished run took."""
-        (run,) = self.folder.glob("evaluation/*/run.json")
+        (run,) = sorted(self.folder.glob("evaluation/*/run.json"))
         return json.loads(run.read_text(encoding="utf-8"))["notebooks"]
 
     def checkpoint(self) -> str:
         """The training that goes on when the command is run again, and from where."""
-        found = list(filter(None, map(resume.newest, self.folder.glob("checkpoints/*/training/*"))))
+        found = list(filter(None, map(resume.newest, sorted(self.folder.glob("checkpoints/*/training/*")))))
         last = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
         return f"{last.parent.name} {last.name}" if last else "no checkpoint"
 
     def tables(self) -> dict[str, bytes]:
-        files = self.folder.glob("evaluation/*/[!.]*.csv")
+        files = sorted(self.folder.glob("evaluation/*/[!.]*.csv"))
         return {file.name: file.read_bytes() for file in files if file.name not in MEASURED}
 
 

@@ -248,7 +248,9 @@ def against_ppo(prompts: pd.DataFrame) -> pd.DataFrame:
     """
     metric, found = "gold" if prompts.gold.notna().all() else "reward", []
     for seed, rows in prompts.groupby("seed"):
-        scores = {method: of[metric] for method, of in rows.sort_values("prompt").groupby("method", sort=False)}
+        scores = {
+            method: of[metric] for method, of in rows.sort_values("prompt", kind="stable").groupby("method", sort=False)
+        }
         found.append(metrics.paired_rows({metric: scores}, against="ppo_scratch").assign(seed=seed))
     return pd.concat(found, ignore_index=True).rename(columns={"model": "method"})
 
