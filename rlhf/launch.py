@@ -49,7 +49,7 @@ def processes(profile: Profile) -> Iterator[bool]:
     """Set this process up as one of those that a launcher started; whether it is the first, which alone may write.
 
     The first holds the outputs folder and prints. The others wait until it has prepared the base model, where no
-    notebook has, and at the end for each other. Raises ValueError where the outputs come from a run with other settings.
+    notebook has, and at the end for each other. Raises ValueError where the outputs are those of other settings.
     """
     on_cpu = runtime.device().type == "cpu"
     state = PartialState(cpu=on_cpu)  # joins the others, and chooses this process's GPU
