@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from rlhf import finite, models, outputs, runtime
+from rlhf.notebooks import execution
 from rlhf.profiles import Profile, set_up
 
 from accelerate import PartialState
@@ -48,7 +49,7 @@ def processes(profile: Profile) -> Iterator[bool]:
     """Set this process up as one of those that a launcher started; whether it is the first, which alone may write.
 
     The first holds the outputs folder and prints. The others wait until it has prepared the base model, where no
-    notebook has, and at the end for each other.
+    notebook has, and at the end for each other. Raises ValueError where the outputs are those of other settings.
     """
     on_cpu = runtime.device().type == "cpu"
     state = PartialState(cpu=on_cpu)  # joins the others, and chooses this process's GPU
@@ -58,8 +59,10 @@ def processes(profile: Profile) -> Iterator[bool]:
         else:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         set_up(profile)
-        if state.is_main_process and not outputs.checkpoint_path(profile, "base").is_dir():
-            models.prepare_base(profile)
+        if state.is_main_process:
+            execution.check_settings(profile)
+            if not outputs.checkpoint_path(profile, "base").is_dir():
+                models.prepare_base(profile)
         state.wait_for_everyone()
         yield state.is_main_process
         sys.stdout.flush()

@@ -53,19 +53,17 @@ def test_a_step_takes_the_same_examples_grouped_by_length_on_any_number_of_proce
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         size, accumulation = shared_batch(4, 4)
         trainer = SimpleNamespace(args=SimpleNamespace(world_size=processes))
-        batches = []
+        examples = [[] for _ in range(10)]  # of each step
         for rank in range(processes):
             torch.manual_seed(0)
             sampler = LengthGroupedSampler(size * accumulation, lengths=lengths)
             sampler = BatchSampler(StageTrainer._of_all_processes(trainer, sampler), size, drop_last=False)
-            batches.append(list(BatchSamplerShard(sampler, processes, rank)))
-        parts = [
-            batch[i : i + accumulation] for i in range(0, 160 // 16 * accumulation, accumulation) for batch in batches
-        ]
-        shared = [sum(sum(parts[i : i + processes], []), []) for i in range(0, len(parts), processes)]
-        return [sorted(examples) for examples in shared]
+            for i, batch in enumerate(BatchSamplerShard(sampler, processes, rank)):
+                examples[i // accumulation] += batch
+        return [sorted(step) for step in examples]
 
-    assert steps(processes) == steps(1) and len(steps(1)) == 10
+    assert steps(processes) == steps(1)
+    assert all(len(step) == 16 for step in steps(1))
 
 
 def test_a_step_that_cannot_be_shared_equally_is_refused(monkeypatch):
