@@ -4,6 +4,7 @@ Executed copies go to outputs/notebooks/<profile>/; the tracked notebooks are no
 """
 
 import asyncio
+import atexit
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -241,7 +242,11 @@ def execute(notebook: NotebookNode, folder: Path, environment: dict, progress: P
                 kill_kernel(client)
                 wait([execution], timeout=0.5)
             raise
-        execution.result()
+        try:
+            execution.result()
+        except RuntimeError:
+            atexit.unregister(client._cleanup_kernel)  # nbclient would look for a kernel that died while it started
+            raise
     return peak
 
 
