@@ -387,9 +387,9 @@ def test_shipped_losses_are_those_of_the_run_to_four_digits(shipped):
 def script(small, tmp_path):
     """scripts/pretrain.py, which would train the lab's base for hours, set to the small one and another folder."""
     main = stage_module("scripts/pretrain.py")["main"]
-    main.__globals__["load_profile"] = lambda name: {"lab": small}[name]
-    main.__globals__["set_up"] = lambda profile: None
-    main.__globals__["SHIPPED"] = tmp_path / "shipped"
+    main.__wrapped__.__globals__["load_profile"] = lambda name: {"lab": small}[name]
+    main.__wrapped__.__globals__["set_up"] = lambda profile: None
+    main.__wrapped__.__globals__["SHIPPED"] = tmp_path / "shipped"
     return main
 
 
