@@ -290,7 +290,9 @@ def implicit_reward(profile):
     ids = {side: [(*row, eos) for row in encode(tokenizer, rows[side])] for side in sides}
     of = {side: [Answer(*row, True) for row in zip(rows[side], ids[side], strict=True)] for side in sides}
     policies = [models.load_policy(profile, name) for name in ("ppo", models.start_key(profile))]
-    gains = [np.subtract(*(answer_logprobs(p, tokenizer, prompts, of[side]) for p in policies)) for side in sides]
+    size = profile.decoding.batch_size
+    logprobs = [[answer_logprobs(p, tokenizer, prompts, of[side], batch_size=size) for p in policies] for side in sides]
+    gains = [policy - start for policy, start in logprobs]
     model = models.load_reward_model(profile)
     scores = [scoring.score(model, tokenizer, prompts, list(rows[side]), ended) for side in sides]
     implicit, explicit = (metrics.wins(*both).mean() for both in (gains, scores))

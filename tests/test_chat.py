@@ -92,7 +92,7 @@ def test_compare_shows_the_answers_of_all_three_to_the_last_question(session, mo
     assert written == ["Ask something first.\n"]
     session.command(QUESTION)
     last = session.last
-    monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24)))
+    monkeypatch.setattr(chat.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((width, 24)))
     monkeypatch.setattr(session, "policy", lambda name: name)
     monkeypatch.setattr(chat, "stream", lambda policy, _, prompt, **__: iter([f"{policy} on ", prompt]))
     written.clear()
