@@ -188,7 +188,7 @@ def test_every_profile_has_ppo_settings_and_max_steps_cuts_them_short(profile):
         assert ppo_settings(longer) == settings
 
 
-def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tokenizer, monkeypatch):
+def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tokenizer, monkeypatch, tmp_path):
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     sequences = torch.tensor([[9, 9, 5, 6, eos, pad], [9, 9, 5, eos, pad, pad], [9, 9, 5, 6, 7, 8]])
 
@@ -197,7 +197,8 @@ def test_rollouts_are_recorded_as_counted_by_hand_and_generate_is_given_back(tok
             return SimpleNamespace(sequences=sequences, options=options)
 
     trainer = object.__new__(trl_stage.RecordingPPOTrainer)
-    trainer.policy_model, trainer.processing_class, trainer.args = Policy(), tokenizer, SimpleNamespace(seed=0)
+    trainer.policy_model, trainer.processing_class, trainer.model = Policy(), tokenizer, torch.nn.Linear(1, 1)
+    trainer.args = SimpleNamespace(seed=0, output_dir=str(tmp_path / "ppo"), process_index=0)
     seen = []
 
     def train(self):

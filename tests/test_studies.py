@@ -70,7 +70,7 @@ def test_study_that_broke_off_between_its_files_is_done_again_and_leaves_each_ro
     outputs.write_csv(profile, "turning_points.csv", table([profile.seed, 7], "old"))
     studies.run(profile)
     assert parts == ["data_size", "relevance", "judge", "overoptimisation"]
-    assert read(profile, "turning_points.csv").value.tolist() == ["old of 7", "new turning_points.csv"]
+    assert read(profile, "turning_points.csv").value.tolist() == ["new turning_points.csv", "old of 7"]
 
 
 def test_run_keeps_the_rows_of_other_seeds(profile, parts):
