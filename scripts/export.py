@@ -11,6 +11,7 @@ from rlhf import export, outputs, runtime
 from rlhf.profiles import load_profile, set_up
 
 
+@runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", help="openrlhf")

@@ -11,6 +11,7 @@ from rlhf import launch, runtime
 from rlhf.profiles import load_profile
 
 
+@runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", help=", ".join(launch.STAGES))

@@ -15,6 +15,7 @@ from rlhf.notebooks import torture
 import pandas as pd
 
 
+@runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=int, default=24, help="kills of make run, spread over its notebooks")

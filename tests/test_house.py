@@ -118,6 +118,12 @@ def test_scripts_are_thin():
         assert lines_of(ROOT / name) <= 70, name
 
 
+def test_scripts_that_can_not_start_say_so_in_one_line():
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in tracked(r"^scripts/.*\.py$")}
+    of_make = {name for name, text in texts.items() if "runtime.command_line(main)" in text}
+    assert of_make and of_make == {name for name, text in texts.items() if "@runtime.reported\ndef main(" in text}
+
+
 def unordered(code: str) -> list[str]:
     """The calls in `code` whose order is the machine's: of the files in a folder, or of equal rows in a sort.
 
