@@ -280,8 +280,8 @@ def implicit_reward(profile):
     """DPO's implicit reward is beta (log pi - log pi_ref). With PPO's policy as pi: on which share of the test pairs is
     it higher for the chosen answer, and of which share does the reward model prefer it?
 
-    The reward model is right more often: PPO learnt to write what is scored high, near to SFT, not to rank answers that
-    it would not write. Above one half it is all the same, so some of the ranking went over.
+    PPO learnt to write what is scored high, near to SFT, not to rank answers that it would not write. How far the first
+    share lies above one half says how much of the reward model's ranking went over into the policy all the same.
     """
     tokenizer, rows = models.load_tokenizer(profile), load_preferences(profile)["test"]
     rows = rows.select(range(min(len(rows), profile.eval_prompts)))
