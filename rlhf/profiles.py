@@ -227,6 +227,8 @@ def set_up(profile: Profile) -> None:
     torch.set_num_threads(profile.threads)
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    # A notebook keeps what it shows, and a path of this machine says nothing to its readers
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings(
         "ignore", message=".*fan_in_fan_out.*"

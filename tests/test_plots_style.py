@@ -1,5 +1,7 @@
 """The style of the figures: settings, colours, words and bins."""
 
+import warnings
+
 from rlhf import plots
 from rlhf.plots import style
 from rlhf.registry import MODELS
@@ -71,3 +73,16 @@ def test_models_look_as_the_registry_says_and_come_first():
 def test_a_frame_given_by_its_name_is_checked_too():
     with pytest.raises(ValueError, match="figure length_difference: column 'count' not in the frame"):
         plots.length_difference(frame=pd.DataFrame({"difference": [1]}))
+
+
+def test_a_label_shows_what_has_no_shape_or_is_not_in_the_font_as_an_escape():
+    assert style.as_label(" the naïve $5 – \ufffd") == " the naïve $5 – \ufffd"
+    assert style.as_label("a\x08b\n語\u200d") == r"a\x08b\n\u8a9e\u200d"
+
+
+def test_no_token_makes_a_warning():
+    frame = EXAMPLES["answer_tokens"][0].assign(token="\x18語")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = plots.answer_tokens(frame)
+    assert {label.get_text() for label in figure.axes[0].get_yticklabels()} == {r"\x18\u8a9e"}

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import warnings
 
 from rlhf import outputs, profiles
 from rlhf.profiles import PROFILES, load_profile, recipe_profile, variable_of
@@ -164,6 +165,7 @@ def test_gpt2_profile_decodes_as_published():
 def environment_restored(monkeypatch):
     for name in ("TRL_EXPERIMENTAL_SILENCE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, "0"))
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
 
 @pytest.mark.usefixtures("environment_restored")
@@ -176,6 +178,13 @@ def test_set_up_seeds_every_generator_and_sets_the_threads(profile):
     assert drawn[0] == drawn[1]
     profiles.set_up(dataclasses.replace(profile, seed=12))
     assert drawn[0] != (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+@pytest.mark.usefixtures("environment_restored")
+def test_a_warning_names_no_place(profile):
+    profiles.set_up(profile)
+    shown = warnings.formatwarning("a glyph is missing", UserWarning, "/home/someone/rlhf/plots.py", 146, line="x")
+    assert shown == "UserWarning: a glyph is missing\n"
 
 
 def test_set_up_refuses_outputs_that_cannot_be_written(profile, tmp_path, monkeypatch):

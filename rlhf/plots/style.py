@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from PIL import Image
 
@@ -208,6 +209,18 @@ def points(axes, places, rows: pd.DataFrame, column: str = "mean", across: bool 
 def offsets(count: int, width: float = 0.6) -> np.ndarray:
     """Where `count` points stand around a tick at 0, side by side."""
     return (np.arange(count) - (count - 1) / 2) * width / max(count, 2)
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    """The characters, by number, that the font of the figures has."""
+    return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
+
+
+def as_label(text: str) -> str:
+    """The text with an escape, as Python writes it, for each character that the font lacks or that has no shape."""
+    plain = (c if c.isprintable() and ord(c) in _drawable() else ascii(c)[1:-1] for c in text)
+    return "".join(plain)
 
 
 def name_rows(axes, names: list[str]) -> None:
