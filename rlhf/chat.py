@@ -15,7 +15,7 @@ from functools import cache, partial
 from itertools import zip_longest
 from threading import Event
 
-from rlhf import models
+from rlhf import models, registry
 from rlhf.generation import context_of, encode_prompts
 from rlhf.profiles import Profile, load_profile, set_up
 from rlhf.reward.scoring import score
@@ -24,8 +24,11 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteriaList, TextIteratorStreamer
 
 POLICIES = ("base", "sft", "ppo")  # the commands that choose who answers
-HELP = """/base /sft /ppo   who answers from now on
-/compare          the last question, answered by all three side by side
+OTHERS = registry.BY_COMMAND  # further such commands, where `make beyond` has made the policy
+HELP = f"""/base /sft /ppo   who answers from now on
+/{" /".join(OTHERS)}
+                  the same, once make beyond has trained it
+/compare          the last question, answered by base, SFT and PPO side by side
 /reward           the reward of the last answer
 /help             this list
 /quit             leave (or Ctrl-D)
@@ -82,9 +85,9 @@ def in_columns(texts: dict[str, str], width: int) -> str:
 
 
 def load_policy(profile: Profile, name: str) -> PreTrainedModel:
-    """The model that one of POLICIES stands for."""
-    keys = {"base": "base", "sft": models.start_key(profile), "ppo": "ppo_aligned"}
-    return models.load_policy(profile, keys[name])
+    """The model that one of POLICIES or OTHERS stands for."""
+    keys = {"sft": models.start_key(profile), "ppo": "ppo_aligned"}
+    return models.load_policy(profile, keys.get(name, name))
 
 
 class Chat:
@@ -141,7 +144,7 @@ class Chat:
         line = line.strip()
         if line in ("/quit", "/exit"):
             return False
-        if line.startswith("/") and line[1:] in POLICIES:
+        if line.startswith("/") and line[1:] in (*POLICIES, *OTHERS):
             self.policy(line[1:])  # raises where it has not been trained: then the answers go on as before
             self.model = line[1:]
             self.write(f"{self.model} answers now.\n")
@@ -162,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exit status 2 where it can't start or answer."""
     description = "A terminal chat with the policies of a run."
     parser = argparse.ArgumentParser(prog="python -m rlhf.chat", description=description)
-    parser.add_argument("--model", choices=POLICIES, default="ppo", help="who answers first (default: ppo)")
+    parser.add_argument("--model", choices=(*POLICIES, *OTHERS), default="ppo", help="who answers first (default: ppo)")
     parser.add_argument("--once", metavar="PROMPT", help="answer this one prompt and leave")
     options = parser.parse_args(arguments)
     write = partial(print, end="", flush=True)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from rlhf import chat, models, outputs
+from rlhf import chat, models, outputs, registry
 from rlhf.download import fetch
 from rlhf.hub.limits import limits
 from rlhf.hub.pull import pull, read_manifest
@@ -48,21 +48,24 @@ class Answerer:
     def __init__(self, profile: Profile):
         self.profile = profile
         self.tokenizer = models.load_tokenizer(profile)
-        self.policies = {name: chat.load_policy(profile, name) for name in chat.POLICIES}
+        self.aligned = ("ppo", *outputs.made_by_command(profile))  # of which a visitor chooses one
+        self.policies = {name: chat.load_policy(profile, name) for name in ("base", "sft", *self.aligned)}
         self.reward_model = models.load_reward_model(profile)
 
-    def stream(self, prompt: str, temperature: float, max_new_tokens: int) -> Iterator[list[str]]:
-        """The answers and rewards as they are written: [text, reward] of base, SFT and PPO, one after the other.
+    def stream(self, prompt: str, temperature: float, max_new_tokens: int, aligned: str = "ppo") -> Iterator[list[str]]:
+        """The answers and rewards as they are written: [text, reward] of base, SFT and one of `aligned`.
 
-        Raises ValueError for a prompt that can't be answered. Closing the iterator stops the models.
+        Raises ValueError for another model or a prompt that can't be answered. Closing the iterator stops the models.
         """
+        if aligned not in self.aligned:
+            raise ValueError(f"no model {aligned!r}; choose one of {', '.join(self.aligned)}.")
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(f"the prompt has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are answered.")
         options = {"temperature": temperature, "max_new_tokens": int(max_new_tokens)}
         with ExitStack() as stack:
             streams = {
-                name: stack.enter_context(closing(chat.stream(policy, self.tokenizer, prompt, **options)))
-                for name, policy in self.policies.items()
+                name: stack.enter_context(closing(chat.stream(self.policies[name], self.tokenizer, prompt, **options)))
+                for name in ("base", "sft", aligned)
             }
             texts, scores = dict.fromkeys(streams, ""), dict.fromkeys(streams, "")
             while streams:
@@ -110,14 +113,16 @@ def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
     """The page. Whatever a visitor or a model wrote is shown in text boxes, which show text and never HTML."""
     decoding, asked_of_late = answerer.profile.decoding, []  # the latter: when, and from which address
 
-    def show(prompt: str, temperature: float, max_new_tokens: float, request: gr.Request) -> Iterator[list[str]]:
+    def show(
+        prompt: str, temperature: float, max_new_tokens: float, aligned: str, request: gr.Request
+    ) -> Iterator[list[str]]:
         try:
             now, visitor = time.monotonic(), request.client.host
             asked_of_late[:] = [(then, who) for then, who in asked_of_late if then > now - 60]
             if [who for _, who in asked_of_late].count(visitor) >= A_MINUTE:
                 raise ValueError(f"more than {A_MINUTE} prompts came from your address within a minute; wait a little.")
             asked_of_late.append((now, visitor))
-            yield from answerer.stream(prompt, temperature, max_new_tokens)
+            yield from answerer.stream(prompt, temperature, max_new_tokens, aligned)
         except ValueError as error:  # a message may quote the prompt, and Gradio takes it for HTML
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         except Exception as error:
@@ -135,6 +140,9 @@ def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
             temperature = gr.Slider(0, 1.5, decoding.temperature, step=0.05, label=label)
             longest = decoding.max_new_tokens
             length = gr.Slider(8, longest, longest, step=1, label="Longest answer in tokens")
+            names = {key: NAMES.get(key, registry.MODELS[key].label) for key in answerer.aligned}
+            choices, label = [(name, key) for key, name in names.items()], "Aligned by"
+            aligned = gr.Dropdown(choices, value="ppo", label=label, visible=len(choices) > 1, elem_id="aligned")
         shown = []
         with gr.Row(equal_height=True):
             for name, label in NAMES.items():
@@ -147,7 +155,13 @@ def page(answerer: Answerer, prompts: list[str]) -> gr.Blocks:
             gr.Examples([[text] for text in prompts], prompt, label=note)
         what_not = limits(bool(answerer.profile.lab))
         gr.Markdown(f"### How to read it\n\n{REWARD}\n\n### What such a model can't do\n\n{what_not}")
-        inputs = [prompt, temperature, length]
+        aligned.change(
+            lambda key: (gr.update(label=names[key]), gr.update(label=f"Reward of {names[key]}")),
+            aligned,
+            shown[-2:],
+            api_visibility="private",
+        )
+        inputs = [prompt, temperature, length, aligned]
         asked = gr.on([ask.click, prompt.submit], show, inputs, shown, api_name="answer", show_progress="minimal")
         stop.click(None, cancels=asked)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)

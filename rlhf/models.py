@@ -222,14 +222,16 @@ def _language_model(profile: Profile, path: Path, **options) -> PreTrainedModel:
 
 
 def load_policy(profile: Profile, key: str) -> PreTrainedModel:
-    """A policy of the run, ready to answer: one of registry.POLICIES, or "ppo_aligned", the better of PPO's two.
+    """A policy of the run, ready to answer: one of registry.POLICIES, "ppo_aligned", the better of PPO's two, or one
+    of registry.BY_COMMAND.
 
     An adapter is merged into the float32 base, which is exact; merging into the 4-bit weights would round it away. In a
     run by adapters it stays beside the 4-bit base.
     Raises ValueError for another key and FileNotFoundError for a policy that has not been trained.
     """
-    if key not in (*registry.POLICIES, "ppo_aligned"):
-        raise ValueError(f"no policy {key!r}; choose one of {', '.join(registry.POLICIES)}, ppo_aligned.")
+    known = (*registry.POLICIES, "ppo_aligned", *registry.BY_COMMAND)
+    if key not in known:
+        raise ValueError(f"no policy {key!r}; choose one of {', '.join(known)}.")
     path = _checkpoint(profile, registry.MODELS[key].checkpoint)
     if outputs.by_adapters(profile):
         base = shared_base(profile)

@@ -317,20 +317,29 @@ def by_adapters(profile) -> bool:
     return run.exists() and read_json(profile, run.name).get("by_adapters", False)
 
 
+def made_by_command(profile) -> tuple[str, ...]:
+    """The keys of registry.BY_COMMAND whose checkpoints are there."""
+    return tuple(
+        key for key in registry.BY_COMMAND if checkpoint_path(profile, registry.MODELS[key].checkpoint).is_dir()
+    )
+
+
 def require_checkpoint(profile, name: str) -> Path:
     """The path of a checkpoint. What is wrong with it is said with what makes it.
 
     Raises FileNotFoundError where it is missing, and ValueError where it is not as it was saved (fault_of).
     """
     path = checkpoint_path(profile, name)
-    known = name in registry.BY_CHECKPOINT
-    maker = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook if known else "what makes it"
+    model = registry.MODELS.get(registry.BY_CHECKPOINT.get(name))
+    if model and model.notebook:
+        first = f"run {model.notebook} first (profile {profile.name}), or `make run` for all"
+        anew = f"run scripts/run_notebooks.py {Path(model.notebook).stem}"
+    else:
+        maker = f"`{model.command}`" if model else "what makes it"
+        first, anew = f"run {maker} first (profile {profile.name})", f"delete it and run {maker}"
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"checkpoint {show(path)} is missing; run {maker} first (profile {profile.name}), or `make run` for all."
-        )
+        raise FileNotFoundError(f"checkpoint {show(path)} is missing; {first}.")
     if fault := fault_of(path):
-        anew = f"run scripts/run_notebooks.py {Path(maker).stem}" if known else f"delete it and run {maker}"
         raise ValueError(
             f"checkpoint {show(path)}: {fault}; {anew}, or put the file back. Where you changed it yourself, delete "
             f"its {MANIFEST}."

@@ -144,6 +144,18 @@ def test_interrupt_ends_the_answer_and_the_chat_goes_on(session):
     assert session.command("/help") and written[-1] == chat.HELP + "\n"
 
 
+def test_policy_that_a_command_has_made_can_be_asked(session):
+    session, written = session
+    with pytest.raises(FileNotFoundError, match=r"dpo_final is missing; run `make beyond` first"):
+        session.command("/dpo")
+    assert session.model == "ppo"
+    made = outputs.checkpoint_path(session.profile, "dpo_final")
+    shutil.copytree(outputs.checkpoint_path(session.profile, "base"), made)
+    assert session.command("/dpo") and written[-1] == "dpo answers now.\n"
+    session.command(QUESTION)
+    assert session.last and "/dpo" in chat.HELP
+
+
 def test_quit_ends_and_an_empty_line_does_nothing(session):
     session, written = session
     assert session.command("") and not written

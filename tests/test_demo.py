@@ -31,10 +31,11 @@ EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 
 
 @pytest.fixture
-def answerer(profile_with_sft, monkeypatch):
-    """Three different policies, and a reward model whose head is not trained."""
+def answerer(profile_with_sft, monkeypatch, request):
+    """Different policies, and a reward model whose head is not trained; `request.param` adds checkpoints."""
     base = outputs.checkpoint_path(profile_with_sft, "base")
-    shutil.copytree(base, outputs.checkpoint_path(profile_with_sft, "ppo_aligned_final"))
+    for name in ("ppo_aligned_final", *getattr(request, "param", ())):
+        shutil.copytree(base, outputs.checkpoint_path(profile_with_sft, name))
     monkeypatch.setattr(models, "load_reward_model", lambda profile: models.new_reward_model(profile, seed=0).eval())
     answerer = demo.Answerer(profile_with_sft)
     torch.manual_seed(0)
@@ -44,10 +45,10 @@ def answerer(profile_with_sft, monkeypatch):
     return answerer
 
 
-def shown_for(answerer, prompt: str, length: int = 12) -> list[str]:
+def shown_for(answerer, prompt: str, length: int = 12, aligned: str = "ppo") -> list[str]:
     """What the page must show of greedy answers, by way of the evaluation's code: answer and reward of each policy."""
     shown = []
-    for policy in answerer.policies.values():
+    for policy in (answerer.policies[name] for name in ("base", "sft", aligned)):
         options = {"max_new_tokens": length, "batch_size": 1}
         answer = generation.generate_answers(policy, answerer.tokenizer, [prompt], **options)[0]
         reward = score(answerer.reward_model, answerer.tokenizer, [prompt], [answer.text], [answer.ended]).item()
@@ -80,6 +81,14 @@ def test_answers_and_rewards_are_those_of_the_evaluation_and_grow_piece_by_piece
     for earlier, later in pairwise(steps):
         assert all(b.startswith(a) for a, b in zip(earlier[::2], later[::2], strict=True))
     assert len(steps) > 4 and steps[0][1::2] == ["", "", ""]
+
+
+@pytest.mark.parametrize("answerer", [["dpo_final"]], indirect=True)
+def test_policy_that_a_command_has_made_can_be_chosen_and_no_other(answerer):
+    *_, last = answerer.stream(QUESTION, 0.0, 12, "dpo")
+    assert last == shown_for(answerer, QUESTION, aligned="dpo") != shown_for(answerer, QUESTION)
+    with pytest.raises(ValueError, match=r"no model 'ipo'; choose one of ppo, dpo"):
+        next(answerer.stream(QUESTION, 0.0, 12, "ipo"))
 
 
 def test_visitor_who_leaves_stops_the_models(answerer, monkeypatch):
@@ -319,6 +328,16 @@ def test_page_shows_the_three_answers_with_their_rewards(answerer, visit):
     expect_shown(page, shown_for(answerer, QUESTION, answerer.profile.decoding.max_new_tokens))
     page.get_by_text("Why?", exact=True).click()  # an example fills in the prompt
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("Why?")
+
+
+@pytest.mark.parametrize("answerer", [["dpo_final"]], indirect=True)
+def test_visitor_chooses_who_answers_beside_sft(answerer, visit):
+    page = visit()
+    page.get_by_label("Aligned by").click()
+    page.get_by_role("option", name="DPO", exact=True).click()
+    expect(page.get_by_label("Reward of DPO")).to_be_visible(timeout=20_000)
+    ask(page, QUESTION)
+    expect_shown(page, shown_for(answerer, QUESTION, answerer.profile.decoding.max_new_tokens, "dpo"))
 
 
 def test_second_visitor_is_answered_at_the_same_time(answerer, visit, monkeypatch):

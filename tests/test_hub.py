@@ -164,7 +164,7 @@ def test_base_model_is_named_only_where_it_is_one_of_the_hub(own_run, model, bas
     assert f"`{model}`" in card.text
     by_name, beside = f"with its base, {model}", f'from_pretrained("{REPO}", subfolder="base")'
     assert (by_name if base_model else beside) in card.text
-    assert ("base" in cards.published(cards.read_run(own_run))) is (base_model is None)
+    assert ("base" in cards.published(own_run, cards.read_run(own_run))) is (base_model is None)
 
 
 def test_run_by_adapters_is_published_and_pulled_without_a_full_policy(own_run, tmp_path, monkeypatch):
@@ -188,6 +188,28 @@ def test_run_by_adapters_is_published_and_pulled_without_a_full_policy(own_run, 
     monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "pulled"))
     assert "sft_full_final" not in pull(own_run, str(folder))
     assert outputs.by_adapters(own_run)
+
+
+def test_policy_that_a_command_has_made_is_published_with_its_results_and_pulled(own_run, tmp_path, monkeypatch):
+    made = outputs.checkpoint_path(own_run, "dpo_final")
+    shutil.copytree(outputs.checkpoint_path(own_run, "sft_full_final"), made)
+    rows = [(0, "dpo", "gold", 5.1, 5.0, 5.2, 9), (1, "dpo", "gold", 7.7, 7.6, 7.8, 9), (0, "ipo", "gold", 6, 5, 7, 9)]
+    columns = ["seed", "method", "metric", "mean", "ci_low", "ci_high", "n"]
+    outputs.write_csv(own_run, "beyond_metrics.csv", pd.DataFrame(rows, columns=columns))
+    searched = [("dpo", "beta", 1e-5, 0.1, False), ("dpo", "beta", 3e-5, 0.1, True), ("ipo", "beta", 1e-4, 3, True)]
+    columns = ["method", "dial", "learning_rate", "value", "chosen"]
+    outputs.write_csv(own_run, "beyond_search.csv", pd.DataFrame(searched, columns=columns))
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    assemble(own_run, REPO, folder)
+    card = (folder / "dpo_final" / "README.md").read_text()
+    assert "| gold | 5.100 | [5.000, 5.200] | 9 |" in card and "7.7" not in card
+    assert '"learning_rate": 3e-05,\n "beta": 0.1' in card and 'subfolder="dpo_final"' in card
+    assert "`dpo_final/`" in (folder / "README.md").read_text() and not (folder / "ipo_final").exists()
+    monkeypatch.setenv("RLHF_OUTPUTS", str(tmp_path / "pulled"))
+    assert "dpo_final" in pull(own_run, str(folder))
+    ours = outputs.checkpoint_path(own_run, "dpo_final") / "model.safetensors"
+    assert ours.read_bytes() == (made / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -308,8 +330,9 @@ def edit_manifest(repository: Path, **entries) -> None:
 
 
 def test_pulled_checkpoints_are_those_of_the_run_with_both_of_ppo(profile, repository, run):
-    assert sorted(pull(profile, str(repository))) == sorted(registry.BY_CHECKPOINT)
-    for key, model in registry.MODELS.items():
+    models = {key: model for key, model in registry.MODELS.items() if key not in registry.BY_COMMAND}
+    assert sorted(pull(profile, str(repository))) == sorted(model.checkpoint for model in models.values())
+    for key, model in models.items():
         ours = outputs.checkpoint_path(profile, model.checkpoint)
         theirs = run / "checkpoints" / "smoke" / model.checkpoint
         weights = "adapter_model.safetensors" if key in ("sft_qlora", "reward_model") else "model.safetensors"

@@ -160,17 +160,18 @@ def test_hub_model_without_a_network_is_an_error_that_says_what_to_do(monkeypatc
         (lambda p: models.load_policy(p, "ppo_aligned"), "ppo_aligned_final"),
         (lambda p: models.load_policy(p, "ppo"), "ppo_trl_final"),
         (lambda p: models.load_policy(p, "ppo_scratch"), "ppo_scratch_final"),
+        (lambda p: models.load_policy(p, "online_dpo"), "online_dpo_final"),
     ],
 )
-def test_missing_checkpoint_names_the_notebook_to_run(profile, load, name):
-    notebook = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook
-    with pytest.raises(FileNotFoundError, match=rf"{name} is missing; run {notebook} first"):
+def test_missing_checkpoint_names_what_to_run(profile, load, name):
+    model = registry.MODELS[registry.BY_CHECKPOINT[name]]
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing; run {model.notebook or '`make beyond`'} first"):
         load(profile)
 
 
 def test_unknown_policy_is_refused(profile):
-    with pytest.raises(ValueError, match=r"no policy 'dpo'; choose one of base, sft_qlora, .*ppo_aligned"):
-        models.load_policy(profile, "dpo")
+    with pytest.raises(ValueError, match=r"no policy 'sft'; choose one of base, sft_qlora, .*ppo_aligned, dpo"):
+        models.load_policy(profile, "sft")
 
 
 def quantized_layers(model):

@@ -264,12 +264,16 @@ def test_next_run_deletes_what_a_killed_process_had_not_put_in_place_and_no_more
 
 
 @pytest.mark.parametrize("name", registry.BY_CHECKPOINT)
-def test_missing_checkpoint_names_the_notebook_that_makes_it(profile, name):
+def test_missing_checkpoint_names_the_notebook_or_the_command_that_makes_it(profile, name):
     with pytest.raises(FileNotFoundError) as caught:
         outputs.require_checkpoint(profile, name)
-    notebook = registry.MODELS[registry.BY_CHECKPOINT[name]].notebook
-    assert str(caught.value).startswith(f"checkpoint outputs/checkpoints/smoke/{name} is missing; run {notebook} first")
-    assert (outputs.ROOT / notebook).is_file()
+    model = registry.MODELS[registry.BY_CHECKPOINT[name]]
+    maker = model.notebook or f"`{model.command}`"
+    assert str(caught.value).startswith(f"checkpoint outputs/checkpoints/smoke/{name} is missing; run {maker} first")
+    if model.notebook:
+        assert (outputs.ROOT / model.notebook).is_file() and not model.command
+    else:
+        assert f"\n{model.command.split()[1]}:" in (outputs.ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("blocked", ["", "evaluation", "plots/smoke", "logs", "checkpoints"])

@@ -15,13 +15,14 @@ from huggingface_hub.utils import validate_repo_id
 
 # Of the bases that the project knows; a model made from any other is under that one's, which the card leaves open.
 LICENSES = {"openai-community/gpt2": "mit", "openai-community/gpt2-medium": "mit", "smollm2": "apache-2.0"}
+OF_COMMANDS = {"rouge1": "rouge1_sample", "kl": "kl_from_sft", "gold": "gold"}  # the metrics of beyond_metrics.csv
 HUB_METRICS = ("rouge1", "rouge2", "rougeL", "accuracy")  # that the Hub shows beside a card
 
 
 def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
     """The card of a model by its key, or without one that of the repository, which shows all models."""
     run = read_run(profile)
-    settings, models = run["settings"], published(run)
+    settings, models = run["settings"], published(profile, run)
     model = models[key] if key else None
     title = repo_id.split("/")[-1] + (f": {model.label}" if model else "")
     adapters = {
@@ -41,6 +42,8 @@ def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
         eval_results=[result for table in tables.values() for result in _eval_results(settings, table)] or None,
     )
     used = settings.get(model.settings) if model else None
+    if key in registry.BY_COMMAND:
+        used = chosen_settings(profile, key)
     return ModelCard.from_template(
         data,
         template_path=str(Path(__file__).with_name("card.md")),
@@ -68,12 +71,14 @@ def read_run(profile: Profile) -> dict:
     return run
 
 
-def published(run: dict) -> dict[str, registry.Model]:
+def published(profile: Profile, run: dict) -> dict[str, registry.Model]:
     """The models to publish, by key: no base that is on the Hub already, and the aligned policy only as ppo_aligned.
 
-    In a run by adapters there is no full SFT policy: the others were made from the QLoRA one.
+    Those of registry.BY_COMMAND are published where they have been made. In a run by adapters there is no full SFT
+    policy: the others were made from the QLoRA one.
     """
     left_out = {aligned(run), "base" if hub_name(run["settings"]["model"]) else None}
+    left_out |= set(registry.BY_COMMAND) - set(outputs.made_by_command(profile))
     if not run.get("by_adapters"):
         return {key: model for key, model in registry.MODELS.items() if key not in left_out}
     left_out.add("sft_full")
@@ -107,11 +112,23 @@ def results(profile: Profile, key: str) -> pd.DataFrame:
     columns = ["metric", "mean", "ci_low", "ci_high", "n"]
     if key == "reward_model":
         return metrics.accuracy_row(outputs.read_csv(profile, "reward_model.csv"))[columns]
+    if key in registry.BY_COMMAND:
+        rows = outputs.read_csv(profile, "beyond_metrics.csv").replace({"metric": OF_COMMANDS})
+        return rows[(rows.method == key) & (rows.seed == profile.seed) & rows.metric.isin(OF_COMMANDS.values())][
+            columns
+        ]
     names = ["rouge.csv", "reward.csv", "kl.csv"] + ["gold.csv"] * bool(profile.lab)
     rows = pd.concat(outputs.read_csv(profile, name) for name in names)
     model = aligned(read_run(profile)) if key == "ppo_aligned" else key
     shown = [*HUB_METRICS, "rouge1_sample", "reward", "kl_from_sft", "gold"]
     return rows[(rows.model == model) & rows.metric.isin(shown)][columns]
+
+
+def chosen_settings(profile: Profile, key: str) -> dict[str, float]:
+    """The learning rate and the dial that the search of a method of registry.BY_COMMAND has chosen."""
+    table = outputs.read_csv(profile, "beyond_search.csv")
+    row = table[(table.method == key) & table.chosen].iloc[0]
+    return {"learning_rate": float(row.learning_rate), row.dial: float(row.value)}
 
 
 def _eval_results(settings: dict, table: pd.DataFrame) -> list[EvalResult]:

@@ -40,7 +40,7 @@ def publish(profile: Profile, repo_id: str, private: bool = True, dry_run: bool 
 def assemble(profile: Profile, repo_id: str, folder: Path) -> dict[str, int]:
     """What is published, put into an empty folder. Returns the bytes of each file by its path in it."""
     run = cards.read_run(profile)
-    for key, model in cards.published(run).items():
+    for key, model in cards.published(profile, run).items():
         source, target = outputs.require_checkpoint(profile, model.checkpoint), folder / model.checkpoint
         target.mkdir()
         for file in safe_files(source, outputs.checkpoints_dir(profile)):

@@ -33,6 +33,9 @@ def pull(profile: Profile, repo_id: str, revision: str | None = None) -> list[st
     copied = manifest["ppo_aligned_final"]
     folders = {model.checkpoint: source / model.checkpoint for model in registry.MODELS.values()}
     folders[copied] = source / "ppo_aligned_final"
+    for key in registry.BY_COMMAND:  # not in every run
+        if not (folder := folders[registry.MODELS[key].checkpoint]).exists():
+            del folders[folder.name]
     if manifest["by_adapters"]:
         del folders["sft_full_final"]
     files = {checkpoint: safe_files(folder, source) for checkpoint, folder in folders.items()}

@@ -42,12 +42,6 @@ SERIES = {key: (model.colour, model.marker, model.label) for key, model in MODEL
     "gold": (BLUE, "D", "gold score"),
     "blind": (ORANGE, "v", "blind reward model"),
     "seeing": (GREEN, "o", "seeing reward model"),
-    "rloo": (GREEN, "o", "RLOO"),
-    "grpo": (VERMILION, "^", "GRPO"),
-    "rejection": (PURPLE, "P", "rejection sampling"),
-    "online_dpo": (BLACK, "X", "online DPO"),
-    "dpo": (BLUE, "D", "DPO"),
-    "ipo": (SKY, "s", "IPO"),
     "best_of_n": (GREY, "*", "best of n"),
 }
 SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, BLACK, ORANGE), "PXdp"

@@ -26,7 +26,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
-from rlhf import generation, metrics, outputs, runtime
+from rlhf import generation, metrics, outputs, registry, runtime
 from rlhf.evaluation.answers import decode
 from rlhf.generation import Answer
 from rlhf.lab import gold_table
@@ -52,7 +52,8 @@ def run(profile: Profile) -> None:
     """Every method of the profile's seed that is not done, in the outputs folder that is set."""
     comparison = None
     for name in ("best_of_n", *METHODS):
-        if len(_rows(profile, FILES[-1], name, profile.seed)):
+        saved = name not in registry.BY_COMMAND or outputs.checkpoint_path(profile, f"{name}_final").is_dir()
+        if saved and len(_rows(profile, FILES[-1], name, profile.seed)):
             print(f"seed {profile.seed}: {name} is there", flush=True)
             continue
         started = time.perf_counter()
