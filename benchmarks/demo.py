@@ -1,11 +1,12 @@
 """How soon the demo page answers: seconds to the first text and to the end, for one visitor and for ten at once.
 
 python benchmarks/demo.py [--repetitions 10]    # the checkpoints of this machine's run, of the profile RLHF_PROFILE
-python benchmarks/demo.py --load 1000           # so many prompts in a row, then 50 at once: failures and memory
+python benchmarks/demo.py --load 1000           # prompts in a row, then thrice 50 at once: failures and memory
 """
 
 import argparse
 import math
+import multiprocessing
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
@@ -14,15 +15,19 @@ from rlhf import demo
 
 import pandas as pd
 import psutil
-import torch
 from gradio_client import Client
 
-VISITORS, CROWD = 10, 50
+VISITORS, CROWD, CROWDS = 10, 50, 3
 
 
-def megabytes() -> float:
-    """The memory of this process, in which both the page and its visitors are."""
-    return psutil.Process().memory_info().rss / 2**20
+def serve(told: multiprocessing.Queue) -> None:
+    """Serve the page, and tell its address, its prompts and the profile."""
+    demo.A_MINUTE = math.inf
+    answerer, prompts = demo.load()
+    page = demo.page(answerer, prompts)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.SERVER)
+    told.put((url, prompts, answerer.profile))
+    page.block_thread()
 
 
 def main() -> None:
@@ -30,13 +35,15 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10, help="prompts of the lone visitor")
     parser.add_argument("--load", type=int, default=0, metavar="PROMPTS", help="measure the memory instead")
     options = parser.parse_args()
-    demo.A_MINUTE = math.inf
-    answerer, prompts = demo.load()
-    page, decoding = demo.page(answerer, prompts), answerer.profile.decoding
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **demo.SERVER)
+    processes = multiprocessing.get_context("spawn")
+    told = processes.Queue()
+    server = processes.Process(target=serve, args=(told,), daemon=True)  # on its own, so that its memory is
+    server.start()
+    url, prompts, profile = told.get(timeout=300)
+    decoding = profile.decoding
     client = Client(url, verbose=False, max_workers=CROWD, httpx_kwargs={"timeout": 60})
     longest = decoding.max_new_tokens
-    print(f"profile {answerer.profile.name}, {torch.get_num_threads()} CPU threads, at most {longest} tokens")
+    print(f"profile {profile.name}, {profile.threads} CPU threads, at most {longest} tokens")
 
     def seconds(prompt: str) -> tuple[float, float]:
         """From sending a prompt to the first text of any model, and to the last reward."""
@@ -49,22 +56,22 @@ def main() -> None:
         return first, time.perf_counter() - started
 
     def load(count: int) -> None:
-        """Ask `count` prompts in a row and CROWD at once, and say what became of the memory after the first tenth."""
-        memory, started = {}, time.perf_counter()
+        """Ask `count` prompts in a row and CROWD at once, and say what became of the server's memory."""
+        memory, started, process = {}, time.perf_counter(), psutil.Process(server.pid)
         for number, prompt in enumerate(islice(cycle(prompts), count), start=1):
             seconds(prompt)
             if number in (max(1, count // 10), count):
-                memory[f"{number} in a row"] = megabytes()
+                memory[f"{number} in a row"] = process.memory_info().rss / 2**20
         took = time.perf_counter() - started
-        with ThreadPoolExecutor(CROWD) as pool:
-            list(pool.map(seconds, islice(cycle(prompts), CROWD)))
-        memory[f"{CROWD} at once"] = megabytes()
-        print(f"{count} prompts in {took:.0f} s and {CROWD} at once, all answered; memory in MB after")
+        for crowd in range(1, CROWDS + 1):
+            with ThreadPoolExecutor(CROWD) as pool:
+                list(pool.map(seconds, islice(cycle(prompts), CROWD)))
+            memory[f"{CROWD} at once, time {crowd}"] = process.memory_info().rss / 2**20
+        print(f"{count} prompts in {took:.0f} s and {CROWDS} x {CROWD} at once, all answered; memory in MB after")
         print(pd.Series(memory).round().to_string())
 
     if options.load:
         load(options.load)
-        page.close()
         return
 
     alone = [seconds(prompt) for prompt in islice(cycle(prompts), options.repetitions + 1)][1:]
@@ -73,7 +80,6 @@ def main() -> None:
     for who, measured in (("alone", alone), (f"{VISITORS} at once", crowd)):
         table = pd.DataFrame(measured, columns=["first text", "all three answers with rewards"])
         print(f"{who}, in seconds:\n{table.agg(['median', 'min', 'max']).round(2)}")
-    page.close()
 
 
 if __name__ == "__main__":
