@@ -95,16 +95,19 @@ def page(desk: Desk) -> gr.Blocks:
     """The page. Texts of models and raters are shown in text boxes, which show text and never HTML."""
     most = max(len(item.answers) for item in desk.items)
 
+    def told(note: str) -> gr.Textbox:
+        return gr.Textbox(note, visible=bool(note))
+
     def shown(journal: Journal, note: str = "") -> list:
         """The values of all components for the place at which a rater is."""
-        progress = f"**{journal.place}** of {len(journal.queue)} ranked{desk.agreement(journal.name)}"
+        progress = f"**{journal.place}** of {len(journal.queue)} done{desk.agreement(journal.name)}"
         if journal.done:
             texts, prompt = [], "All are ranked. Thank you!"
         else:
             item = journal.queue[journal.place]
             prompt, texts = item.prompt, [item.answers[i].text for i in journal.order(journal.place)]
         boxes = [gr.Textbox(text, visible=True) for text in texts] + [gr.Textbox(visible=False)] * (most - len(texts))
-        return [str(journal.place), progress, prompt, *boxes, "", note]
+        return [str(journal.place), progress, prompt, *boxes, "", told(note)]
 
     def start(name: str) -> list:
         try:
@@ -126,14 +129,14 @@ def page(desk: Desk) -> gr.Blocks:
                     elif not journal.done:
                         journal.add(read_order(order, journal.order(journal.place)) if action == "rank" else None)
                 except ValueError as error:
-                    return [*[gr.skip()] * (most + 4), str(error)]
+                    return [*[gr.skip()] * (most + 4), told(f"Not saved: {error}")]
                 return shown(journal)
 
         return change
 
-    def write() -> str:
+    def write() -> gr.Textbox:
         pairs, ties = desk.export()
-        return f"{pairs} pairs are in pairs.jsonl, {ties} ties in ties.jsonl of {desk.folder.name}."
+        return told(f"{pairs} pairs are in pairs.jsonl and {ties} ties in ties.jsonl, beside the items.")
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         rater = gr.State("")
@@ -153,7 +156,7 @@ def page(desk: Desk) -> gr.Blocks:
                         box = {"label": f"Answer {number}", "elem_id": f"answer-{number}", "interactive": False}
                         answers.append(gr.Textbox(lines=4, max_lines=12, **box))
             order = gr.Textbox(label="Your order, the best first", elem_id="order", autofocus=True, max_length=40)
-            note = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="note")
+            note = gr.Textbox(show_label=False, container=False, elem_id="note", visible=False)
             with gr.Row():
                 confirm = gr.Button("Confirm (Enter)", elem_id="confirm", variant="primary")
                 skip, undo = gr.Button("Skip (S)", elem_id="skip"), gr.Button("Undo (U)", elem_id="undo")
