@@ -48,7 +48,7 @@ def plots_dir(profile, base: Path | None = None) -> Path:
 
 
 def collect_dir(profile) -> Path:
-    """What people rank and have ranked: no run deletes it, FORCE=1 neither."""
+    """What people rank and have ranked: no run deletes it. Notebook 2.3 has a folder of its own in it."""
     return root() / "collect" / profile.name
 
 

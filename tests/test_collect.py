@@ -298,12 +298,16 @@ def test_labels_of_pairs_follow_the_ranks():
 
 def test_interval_draws_items_and_not_pairs():
     labels = np.repeat([[1.0] * 10, [1.0] * 5 + [-1.0] * 5], 6, axis=1)  # all pairs of an item agree, or none
-    value, low, high = agreement.with_interval(agreement.agreed, labels, np.repeat(np.arange(10), 6))
+    alone = np.concatenate([labels, [[1.0] * 60, [NAN] * 60]], axis=1)  # what one rater alone ranked
+    value, low, high, items = agreement.with_interval(agreement.agreed, alone, np.repeat(np.arange(20), 6))
+    assert items == 10 and (value, low, high, 10) == agreement.with_interval(
+        agreement.agreed, labels, np.repeat(np.arange(10), 6)
+    )
     by_pair = agreement.with_interval(agreement.agreed, labels, np.arange(60))
     assert value == by_pair[0] == 0.5 and (high - low) > 2 * (by_pair[2] - by_pair[1])
     assert low == pytest.approx(0.2, abs=0.11) and high == pytest.approx(0.8, abs=0.11)
     nothing = agreement.with_interval(agreement.agreed, np.empty((2, 0)), np.empty(0))
-    assert np.isnan(nothing).all()
+    assert np.isnan(nothing[:3]).all() and nothing[3] == 0
 
 
 def test_two_noisy_raters_agree_as_often_as_their_noise_says(tmp_path):
@@ -313,7 +317,7 @@ def test_two_noisy_raters_agree_as_often_as_their_noise_says(tmp_path):
     p = np.array([1 / 2 if a == b else rater_prefers(a, b) for a, b in gold])
     expected = np.where([a == b for a, b in gold], 1, p**2 + (1 - p) ** 2)
     labels, numbers = agreement.pair_labels(items, ranks)
-    value, low, high = agreement.with_interval(agreement.agreed, labels, numbers)
+    value, low, high, _ = agreement.with_interval(agreement.agreed, labels, numbers)
     assert value == pytest.approx(expected.mean(), abs=4 * np.sqrt((expected * (1 - expected)).mean() / 200))
     assert low < expected.mean() < high
 

@@ -72,15 +72,18 @@ def krippendorffs_alpha(labels: np.ndarray, ordinal: bool = False) -> float:
 
 def with_interval(
     statistic: Callable[[np.ndarray], float], labels: np.ndarray, numbers: np.ndarray
-) -> tuple[float, float, float]:
-    """A statistic of labels (raters, pairs) with its 95 % bootstrap interval over items: (value, low, high).
+) -> tuple[float, float, float, int]:
+    """A statistic of labels (raters, pairs) with its 95 % bootstrap interval over items: (value, low, high, items).
 
     numbers: (pairs,), the item of each pair; the pairs of an item depend on each other, so they are drawn together.
-    Draws of which the statistic is NaN are left out; without any that is none, all three are NaN.
+    What fewer than two raters ranked counts for nothing. Draws of which the statistic is NaN are left out; the interval
+    is NaN where all are.
     """
+    shared = (~np.isnan(labels)).sum(axis=0) > 1
+    labels, numbers = labels[:, shared], numbers[shared]
     rng, columns = np.random.default_rng(0), [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
     draws = rng.integers(len(columns), size=(RESAMPLES, len(columns))) if columns else ()
     found = [statistic(labels[:, np.concatenate([columns[i] for i in draw])]) for draw in draws]
     found = [value for value in found if not np.isnan(value)]
     low, high = np.quantile(found, LIMITS) if found else (np.nan, np.nan)
-    return statistic(labels), float(low), float(high)
+    return statistic(labels), float(low), float(high), len(columns)
