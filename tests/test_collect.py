@@ -11,7 +11,7 @@ from rlhf import models, outputs
 from rlhf.collect import agreement
 from rlhf.collect.items import Candidate, Item, load, revision, sample_items, save
 from rlhf.collect.journal import Journal, queue_of, rater_name
-from rlhf.collect.pairs import export
+from rlhf.collect.pairs import collect, export
 from rlhf.collect.raters import LabRater, RewardRater, ranks_of
 from rlhf.data import first_sentence, load_preferences
 from rlhf.lab.corpus import preference_table, rater_prefers
@@ -230,12 +230,11 @@ def test_pairs_hold_all_that_made_them_and_ties_lie_apart(tmp_path):
 
 
 def test_pairs_load_as_a_data_set_of_ones_own_and_no_prompt_is_in_two_splits(tmp_path, monkeypatch, capsys):
-    items = lab_items(60)
-    journal = Journal(tmp_path, "lab-0", items)
-    journal.ask(LabRater(0))
-    pairs, ties = export(tmp_path, items, [journal])
-    assert journal.done and pairs + ties == 60 * 6
-    monkeypatch.setenv("RLHF_DATASET", str(tmp_path / "pairs.jsonl"))
+    items, folder = lab_items(60), tmp_path / "collected"
+    (journal,) = collect(folder, items, [LabRater(0)])
+    pairs, ties = (len((folder / f"{name}.jsonl").read_text().splitlines()) for name in ("pairs", "ties"))
+    assert journal.done and pairs + ties == 60 * 6 and load(folder / "items.jsonl") == items
+    monkeypatch.setenv("RLHF_DATASET", str(folder / "pairs.jsonl"))
     splits = load_preferences(load_profile("gpt2"))
     assert sum(len(rows) for rows in splits.values()) == pairs
     prompts = [set(rows["prompt"]) for rows in splits.values()]

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from rlhf import outputs
-from rlhf.collect.items import Item
+from rlhf.collect.items import Item, save
 from rlhf.collect.journal import Journal, Rating
 
 
@@ -28,6 +28,20 @@ def pairs_of(item: Item, rating: Rating, rater: str) -> tuple[list[dict], list[d
             row |= {f"{side}_decoding": item.answers[i].decoding, f"{side}_place": rating.order.index(i) + 1}
         (tied if tie else decided).append(row)
     return decided, tied
+
+
+def collect(folder: Path, items: Sequence[Item], raters: Sequence) -> list[Journal]:
+    """Let each of some raters (rlhf.collect.raters) rank all items; what they said, in place of `folder`.
+
+    It gets items.jsonl, a journal for each in raters/, and the two files of `export`.
+    """
+    with outputs.new_folder(folder) as new:
+        save(new / "items.jsonl", items)
+        journals = [Journal(new / "raters", rater.name, items) for rater in raters]
+        for journal, rater in zip(journals, raters, strict=True):
+            journal.ask(rater)
+        export(new, items, journals)
+    return [Journal(folder / "raters", rater.name, items) for rater in raters]
 
 
 def export(folder: Path, items: Sequence[Item], journals: Sequence[Journal]) -> tuple[int, int]:
