@@ -4,6 +4,7 @@ Whoever opens it says their name first. Each name has a queue and a journal of i
 """
 
 import html
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,10 +43,10 @@ def read_order(text: str, order: Sequence[int]) -> list[int]:
     """
     ranks, rank = [0] * len(order), 0
     signs = "".join(text.lower().split())
+    if re.search("^t|tt|t$", signs):
+        raise ValueError("T stands between two answers that are equally good, as in 2 T 1.")
     for before, sign in zip(" " + signs, signs, strict=False):
         if sign == "t":
-            if not before.isdigit():
-                raise ValueError("T stands between two answers that are equally good, as in 2 T 1.")
             continue
         if sign not in "123456789"[: len(order)]:
             raise ValueError(f"{sign!r} is none of the answers from 1 to {len(order)}; type their numbers.")
@@ -55,8 +56,6 @@ def read_order(text: str, order: Sequence[int]) -> list[int]:
         ranks[order[int(sign) - 1]] = rank
     if missing := [str(place) for place, answer in enumerate(order, 1) if not ranks[answer]]:
         raise ValueError(f"answer {', '.join(missing)} is missing; name every answer, or press S to skip.")
-    if signs[-1] == "t":
-        raise ValueError("T stands between two answers that are equally good, as in 2 T 1.")
     return ranks
 
 
@@ -119,18 +118,18 @@ def page(desk: Desk) -> gr.Blocks:
 
     def act(action: str):
         def change(name: str, place: str, order: str) -> list:
-            with desk.lock:
-                journal = desk.journal(name)
-                if place != str(journal.place):  # another window, or a key pressed before the page had changed
-                    return shown(journal, "The question has changed meanwhile; nothing was saved.")
-                try:
+            try:
+                with desk.lock:
+                    journal = desk.journal(name)
+                    if place != str(journal.place):  # another window, or a key pressed before the page had changed
+                        return shown(journal, "The question has changed meanwhile; nothing was saved.")
                     if action == "undo":
                         journal.undo()
                     elif not journal.done:
                         journal.add(read_order(order, journal.order(journal.place)) if action == "rank" else None)
-                except ValueError as error:
-                    return [*[gr.skip()] * (most + 4), told(f"Not saved: {error}")]
-                return shown(journal)
+                    return shown(journal)
+            except (ValueError, OSError) as error:
+                return [*[gr.skip()] * (most + 4), told(f"Not saved: {error}")]
 
         return change
 
@@ -139,14 +138,14 @@ def page(desk: Desk) -> gr.Blocks:
         return told(f"{pairs} pairs are in pairs.jsonl and {ties} ties in ties.jsonl, beside the items.")
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
-        rater = gr.State("")
         gr.Markdown(f"# {TITLE}")
         with gr.Column() as asking:
             name = gr.Textbox(label="Your name", elem_id="name", autofocus=True, max_lines=1)
             begin = gr.Button("Start", variant="primary")
         with gr.Column(visible=False) as ranking:
             gr.Markdown(HOW)
-            place = gr.Textbox(elem_id="place", visible="hidden")
+            # Who rates, and where, is said by the page, not kept by the server: it goes on with another after a kill.
+            rater, place = gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")
             progress = gr.Markdown(elem_id="progress")
             prompt = gr.Textbox(label="Question", elem_id="question", interactive=False)
             answers = []

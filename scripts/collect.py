@@ -2,7 +2,7 @@
 
 python scripts/collect.py                      # 100 prompts of the training split, 4 answers to each
 python scripts/collect.py --prompts 20 --answers 6 --temperatures 0.7 1.3
-python scripts/collect.py --export             # write what is ranked so far, and serve nothing
+python scripts/collect.py --export             # write what is ranked so far, show how far raters agree, serve nothing
 
 All lies in outputs/collect/<profile>/: items.jsonl, which is sampled once and then kept, a journal for each rater,
 and pairs.jsonl, which the page's Export or --export writes and RLHF_DATASET reads.
@@ -14,6 +14,7 @@ import sys
 
 from rlhf import data, models, outputs, rating, registry, runtime
 from rlhf.collect import items
+from rlhf.collect.agreement import compare
 from rlhf.profiles import Profile, load_profile, set_up
 
 from filelock import FileLock, Timeout
@@ -34,15 +35,17 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--answers", type=int, default=4, help=f"to each, {items.LEAST} to {items.MOST}")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.7, 1.0, 1.3])
-    parser.add_argument("--export", action="store_true", help="write the pairs, and serve nothing")
+    parser.add_argument("--export", action="store_true", help="write the pairs, show the agreement, serve nothing")
     options = parser.parse_args()
     profile = load_profile()
     set_up(profile)
     folder = outputs.collect_dir(profile)
     path = folder / "items.jsonl"
     if options.export:
-        pairs, ties = rating.Desk(folder, items.load(path)).export()
+        desk = rating.Desk(folder, items.load(path))
+        pairs, ties = desk.export()
         print(f"{pairs} pairs and {ties} ties are in {outputs.show(folder)}")
+        print(compare(desk.items, list(desk.journals.values())).round(2).to_string(index=False))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from unittest.mock import Mock
 
 from rlhf import models, outputs
 from rlhf.collect import agreement
@@ -195,6 +196,18 @@ def test_killed_rater_goes_on_where_they_stopped_and_half_a_line_is_dropped(tmp_
     assert [rating.ranks for rating in Journal(tmp_path, "anna", items).said] == [[1, 2, 3, 4], [4, 3, 2, 1], [1] * 4]
 
 
+def test_rating_that_the_disk_has_no_room_for_does_not_count(tmp_path, monkeypatch):
+    items = lab_items(4)
+    journal = Journal(tmp_path, "anna", items)
+    journal.add([1, 2, 3, 4])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr("os.fsync", Mock(side_effect=OSError("no space")))
+        journal.add([4, 3, 2, 1])
+    assert journal.place == 1
+    journal.add(None)
+    assert [rating.ranks for rating in Journal(tmp_path, "anna", items).said] == [[1, 2, 3, 4], None]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"item": "x"}', '{"undo": "x"}', "other items"])
 def test_journal_that_is_not_of_these_items_is_refused_by_line_and_kept(tmp_path, line):
     items = lab_items(6)
@@ -329,5 +342,10 @@ def test_rater_without_noise_agrees_with_itself_on_what_is_shown_again(tmp_path)
     items = lab_items(30)
     journal = Journal(tmp_path, "gold", items)
     journal.ask(Gold())
-    labels, _ = agreement.pair_labels(items, {"first": journal.ranks(), "again": journal.ranks(again=True)})
-    assert agreement.agreed(labels) == 1 and (~np.isnan(labels[1])).sum() == 3 * 6
+    other = Journal(tmp_path, "lab-0", items)
+    other.ask(LabRater(0))
+    table = agreement.compare(items, [journal, other]).set_index(["raters", "measure"])
+    assert set(table.index.get_level_values(0)) == {"gold / lab-0", "gold, again", "lab-0, again"}
+    again = table.loc["gold, again"]
+    assert (again[["value", "ci_low", "ci_high"]] == 1).all(axis=None) and (again["items"] == 3).all()
+    assert table.loc[("gold / lab-0", "share"), "items"] == 30 and (table.loc["gold / lab-0"].value < 1).all()

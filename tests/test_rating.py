@@ -41,6 +41,7 @@ def test_order_is_read_as_ranks_of_the_answers_and_not_of_their_places(text, ran
         ("t123", "T stands between two"),
         ("1tt23", "T stands between two"),
         ("123t", "T stands between two"),
+        ("1t", "T stands between two"),
     ],
 )
 def test_order_that_is_none_says_what_is_wrong(text, message):

@@ -1,18 +1,23 @@
 """How far raters agree on pairs of answers: Cohen's kappa, Krippendorff's alpha, and intervals by item."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 from rlhf.collect.items import Item
+from rlhf.collect.journal import Journal
 from rlhf.metrics import LIMITS
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
 RESAMPLES = 500  # of the items; a kappa takes the library milliseconds
 
 
-def pair_labels(items: Sequence[Item], ranks: Mapping[str, Mapping[str, list[int]]]) -> tuple[np.ndarray, np.ndarray]:
+def pair_labels(
+    items: Sequence[Item], ranks: Mapping[object, Mapping[str, list[int]]]
+) -> tuple[np.ndarray, np.ndarray]:
     """What each rater said of each pair of answers of an item: labels (raters, pairs), and the item's number (pairs,).
 
     ranks: for each rater, the ranks by the item's key. A label is 1 where the answer that stands first in the item is
@@ -87,3 +92,19 @@ def with_interval(
     found = [value for value in found if not np.isnan(value)]
     low, high = np.quantile(found, LIMITS) if found else (np.nan, np.nan)
     return statistic(labels), float(low), float(high), len(columns)
+
+
+def compare(items: Sequence[Item], journals: Sequence[Journal]) -> pd.DataFrame:
+    """Each two raters, and each with itself on what it was shown again, by three measures.
+
+    Columns: raters, measure (share of pairs, kappa, ordinal alpha), value, ci_low, ci_high, items (that both ranked).
+    """
+    ordinal = partial(krippendorffs_alpha, ordinal=True)
+    compared = {f"{a.name} / {b.name}": (a.ranks(), b.ranks()) for a, b in combinations(journals, 2)}
+    compared |= {f"{journal.name}, again": (journal.ranks(), journal.ranks(again=True)) for journal in journals}
+    rows = []
+    for name, both in compared.items():
+        labels, numbers = pair_labels(items, dict(enumerate(both)))
+        for measure, statistic in {"share": agreed, "kappa": cohens_kappa, "alpha": ordinal}.items():
+            rows.append((name, measure, *with_interval(statistic, labels, numbers)))
+    return pd.DataFrame(rows, columns=["raters", "measure", "value", "ci_low", "ci_high", "items"])

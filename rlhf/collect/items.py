@@ -49,7 +49,7 @@ def sample_items(
 
     An answer that is empty or there already is drawn again, at the next temperature and with the next seed. Prints how
     many items have fewer answers in the end, and leaves out those with one. Raises ValueError for a count that is not
-    from LEAST to MOST, for no temperature and for one that is not positive.
+    from LEAST to MOST, for no temperature and for one that is not positive, and where no item is left.
     """
     if not LEAST <= count <= MOST:
         raise ValueError(f"{count} answers to a prompt can't be ranked here; give from {LEAST} to {MOST}.")
@@ -69,6 +69,8 @@ def sample_items(
                 candidate = Candidate(answer.text, answer.ended, {**decoding, "max_new_tokens": length})
                 found[prompt].setdefault(answer.text, candidate)
     items = [Item(prompt, tuple(answers.values()), source) for prompt, answers in found.items() if len(answers) > 1]
+    if not items:
+        raise ValueError("no prompt has two different answers; give more prompts or higher temperatures.")
     if fewer := sum(len(answers) < count for answers in found.values()):
         print(f"{fewer} of {len(found)} prompts have fewer than {count} different answers; those with one are left out")
     return items
