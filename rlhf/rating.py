@@ -153,7 +153,7 @@ def page(desk: Desk) -> gr.Blocks:
                 with gr.Row(equal_height=True):
                     for number in range(row + 1, min(row + 2, most) + 1):
                         box = {"label": f"Answer {number}", "elem_id": f"answer-{number}", "interactive": False}
-                        answers.append(gr.Textbox(lines=4, max_lines=12, **box))
+                        answers.append(gr.Textbox(lines=4, max_lines=20, **box))
             order = gr.Textbox(label="Your order, the best first", elem_id="order", autofocus=True, max_length=40)
             note = gr.Textbox(show_label=False, container=False, elem_id="note", visible=False)
             with gr.Row():
