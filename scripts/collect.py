@@ -45,7 +45,8 @@ def main() -> int:
         desk = rating.Desk(folder, items.load(path))
         pairs, ties = desk.export()
         print(f"{pairs} pairs and {ties} ties are in {outputs.show(folder)}")
-        print(compare(desk.items, list(desk.journals.values())).round(2).to_string(index=False))
+        if desk.journals:
+            print(compare(desk.items, list(desk.journals.values())).round(2).to_string(index=False))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     try:

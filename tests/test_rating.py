@@ -6,7 +6,7 @@ import shutil
 from unittest.mock import Mock
 
 from rlhf import outputs, rating
-from rlhf.collect.items import save
+from rlhf.collect.items import load, save
 from rlhf.collect.raters import LabRater
 
 import psutil
@@ -64,6 +64,8 @@ def test_agreement_is_with_those_who_ranked_the_same(tmp_path):
 def test_script_writes_what_is_ranked_and_samples_nothing(profile, monkeypatch, capsys):
     monkeypatch.setenv("RLHF_PROFILE", "smoke")
     folder, items = outputs.collect_dir(profile), lab_items(4)
+    with pytest.raises(FileNotFoundError, match=r"items\.jsonl is missing; run make collect"):
+        load(folder / "items.jsonl")
     save(folder / "items.jsonl", items)
     rating.Desk(folder, items).journal("anna").add([2, 1, 1, 3])
     monkeypatch.setattr("sys.argv", ["collect.py", "--export"])

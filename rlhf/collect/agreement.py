@@ -25,8 +25,8 @@ def pair_labels(
     """
     labels, numbers = [], []
     for number, item in enumerate(items):
+        given = [of.get(item.key) for of in ranks.values()]
         for i, j in combinations(range(len(item.answers)), 2):
-            given = [of.get(item.key) for of in ranks.values()]
             labels.append([np.nan if said is None else np.sign(said[j] - said[i]) for said in given])
             numbers.append(number)
     return np.array(labels, dtype=float).reshape(-1, len(ranks)).T, np.array(numbers)

@@ -83,6 +83,8 @@ def save(path: Path, items: Sequence[Item]) -> Path:
 
 def load(path: Path) -> list[Item]:
     """The items of a file that `save` wrote. Raises ValueError, naming the line, for another."""
+    if not path.exists():
+        raise FileNotFoundError(f"{outputs.show(path)} is missing; run make collect, which samples it.")
     items = []
     for where, row in files.read(path)["train"]:
         try:
