@@ -17,7 +17,7 @@ ifneq "$(OF)" "$(realpath .)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo
+.PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo collect
 .PHONY: script export jupyter pretrain torture test lint
 
 help:  ## show this list
@@ -67,6 +67,9 @@ publish: $(INSTALLED)  ## show what would go to REPO=user/name on the Hub (UPLOA
 
 demo: $(INSTALLED)  ## a web page with the answers side by side (REPO=user/name: of published checkpoints)
 	@RLHF_REPO="$(REPO)" $(VENV)/bin/python demo/app.py
+
+collect: $(INSTALLED)  ## a web page on which people rank answers of the fine-tuned policy (ANSWERS=2..8 to a prompt)
+	@$(VENV)/bin/python scripts/collect.py $(if $(ANSWERS),--answers "$(ANSWERS)")
 
 script: $(INSTALLED)  ## write the training of STAGE=sft|sft_qlora|reward|ppo as a script for several GPUs
 	@$(VENV)/bin/python scripts/stage_script.py "$(STAGE)"

@@ -4,8 +4,8 @@
 1  profiles, files, forms, data, sst2, lab
 2  models, adapters, generation, metrics, resume, training
 3  pretraining, sft, reward, ppo, dpo
-4  evaluation, studies, plots, recipes
-5  hub, chat, demo, notebooks, report, launch, export
+4  evaluation, collect, studies, plots, recipes
+5  hub, chat, demo, rating, notebooks, report, launch, export
 """
 
 import logging

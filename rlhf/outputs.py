@@ -47,6 +47,11 @@ def plots_dir(profile, base: Path | None = None) -> Path:
     return (base or root()) / "plots" / profile.name
 
 
+def collect_dir(profile) -> Path:
+    """What people rank and have ranked: no run deletes it. Notebook 2.3 has a folder of its own in it."""
+    return root() / "collect" / profile.name
+
+
 def logs_dir(profile) -> Path:
     return root() / "logs" / profile.name
 

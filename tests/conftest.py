@@ -149,6 +149,20 @@ def proxy(study, monkeypatch):
     return small_proxy(study, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser of this machine, for the tests of pages."""
+    from playwright.sync_api import sync_playwright
+
+    screenshot = runpy.run_path(str(outputs.ROOT / "scripts" / "screenshot.py"))
+    if screenshot["CHROMIUM"] is None:
+        pytest.skip("no Chromium found: install it (apt install chromium) to test the page in a browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=screenshot["CHROMIUM"], args=screenshot["FLAGS"])
+        yield browser
+        browser.close()
+
+
 # Not of the lab corpus: what the tests of decoding and scoring see must not change with it.
 TEXTS = [
     "How do I roast tofu slices in a small apartment? First, heat the oven until it is hot. Finally, let it rest.",

@@ -22,7 +22,7 @@ import torch
 from conftest import run_python
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from tiny_run import make_run
 
 screenshot = runpy.run_path(str(outputs.ROOT / "scripts" / "screenshot.py"))
@@ -274,16 +274,6 @@ def test_failure_of_a_model_is_a_message_and_not_a_trace(answerer, serve, monkey
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if screenshot["CHROMIUM"] is None:
-        pytest.skip("no Chromium found: install it (apt install chromium) to test the page in a browser")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=screenshot["CHROMIUM"], args=screenshot["FLAGS"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ FLOORS = (
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "resume", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
-    ("evaluation", "studies", "plots", "recipes"),
-    ("hub", "chat", "demo", "notebooks", "report", "launch", "export"),
+    ("evaluation", "collect", "studies", "plots", "recipes"),
+    ("hub", "chat", "demo", "rating", "notebooks", "report", "launch", "export"),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 PACKAGE = ROOT / "rlhf"
