@@ -183,7 +183,8 @@ def test_set_up_seeds_every_generator_and_sets_the_threads(profile):
 @pytest.mark.usefixtures("environment_restored")
 def test_a_warning_names_no_place(profile):
     profiles.set_up(profile)
-    shown = warnings.formatwarning("a glyph is missing", UserWarning, "/home/someone/rlhf/plots.py", 146, line="x")
+    place = str(outputs.ROOT / "rlhf" / "plots.py")
+    shown = warnings.formatwarning("a glyph is missing", UserWarning, place, 146, line="x")
     assert shown == "UserWarning: a glyph is missing\n"
 
 
