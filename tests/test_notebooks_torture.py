@@ -18,9 +18,33 @@ def test_plan_spreads_its_kills_over_the_notebooks_in_their_order_and_within_the
     seconds = {"a": 10.0, "b": 1.0, "c": 3.0}
     kills = torture.plan(seconds, 30, random.Random(0))
     assert [kill.stage for kill in kills] == ["a"] * 10 + ["b"] * 10 + ["c"] * 10
-    assert all(0 <= kill.seconds < seconds[kill.stage] for kill in kills)
+    assert [kill.seconds is None for kill in kills] == [False, True] * 15  # at a random moment, in a training
+    assert all(0 <= kill.seconds < seconds[kill.stage] for kill in kills[::2])
     assert {kill.victim for kill in kills} == set(torture.VICTIMS)
     assert kills == torture.plan(seconds, 30, random.Random(0)) != torture.plan(seconds, 30, random.Random(1))
+
+
+def test_a_kill_waits_for_a_new_checkpoint_of_a_training(tmp_path, monkeypatch):
+    """The stand-in of a run takes up the checkpoint that there is, writes the next one, and waits to be killed."""
+    script = tmp_path / "scripts" / "run.py"
+    script.parent.mkdir()
+    training = tmp_path / "run" / "checkpoints" / "smoke" / "training" / "sft"
+    script.write_text(
+        "import time\nfrom pathlib import Path\n"
+        f"training = Path({str(training)!r})\n"
+        "print('[1/1] 01_one/1_first', flush=True)\ntime.sleep(0.3)\n"
+        "steps = len(list(training.glob('*'))) + 1\n"
+        "(training / f'step_{steps:06}').mkdir(parents=True)\n"
+        "time.sleep(60 if steps < 3 else 0)\n"
+    )
+    monkeypatch.setattr(torture.outputs, "ROOT", tmp_path)
+    monkeypatch.setitem(torture.COMMANDS, "run", ["run.py"])
+    run = torture.Tortured("run", tmp_path / "run", "0")
+    kills = [torture.Kill("01_one/1_first", "runner", None)] * 2
+    for expected in ("sft step_000001", "sft step_000002"):
+        status, kill = run.run(kills)
+        assert (status, kill.seconds, run.checkpoint()) == (-9, None, expected)
+    assert run.run(kills) == (0, None) and kills == []
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ import psutil
 
 COMMANDS = {"run": ["run_notebooks.py"], "recipe": ["run_recipe.py", "sentiment"]}
 VICTIMS = ("runner", "kernel")
+NOTHING = "no checkpoint"
 MEASURED = ("costs.csv",)  # seconds and memory, which no two runs share
 LABEL = re.compile(r"^\[\d+/\d+\] (\S+)", re.MULTILINE)  # what the runner prints where a notebook begins
 
@@ -28,7 +29,7 @@ LABEL = re.compile(r"^\[\d+/\d+\] (\S+)", re.MULTILINE)  # what the runner print
 class Kill(NamedTuple):
     stage: str  # the notebook
     victim: str
-    seconds: float  # after the notebook has begun
+    seconds: float | None  # after the notebook has begun; None: right after a training of it has written a checkpoint
 
 
 class Tortured:
@@ -48,7 +49,7 @@ class Tortured:
 
         A kill whose notebook has ended before its moment is taken out too.
         """
-        printed = self.log.stat().st_size if self.log.exists() else 0
+        printed, before = self.log.stat().st_size if self.log.exists() else 0, self.checkpoint()
         with self.log.open("ab") as log:
             process = subprocess.Popen(self.arguments, env=self.environment, stdout=log, stderr=log)
         begun: dict[str, float] = {}
@@ -60,7 +61,11 @@ class Tortured:
                 kills.pop(0)
             if stages and kills and kills[0].stage == stages[-1]:
                 kill = kills[0]
-                if time.monotonic() - begun[kill.stage] >= kill.seconds and self._kill(process.pid, kill.victim):
+                if kill.seconds is None:
+                    due = self.checkpoint() not in (before, NOTHING)
+                else:
+                    due = time.monotonic() - begun[kill.stage] >= kill.seconds
+                if due and self._kill(process.pid, kill.victim):
                     kills.pop(0)
                     process.wait()
                     return process.returncode, kill
@@ -84,24 +89,41 @@ class Tortured:
     def checkpoint(self) -> str:
         """The training that goes on when the command is run again, and from where."""
         found = list(filter(None, map(resume.newest, sorted(self.folder.glob("checkpoints/*/training/*")))))
-        last = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-        return f"{last.parent.name} {last.name}" if last else "no checkpoint"
+        last = max(found, key=_changed_at, default=None)
+        return f"{last.parent.name} {last.name}" if last else NOTHING
 
     def tables(self) -> dict[str, bytes]:
         files = sorted(self.folder.glob("evaluation/*/[!.]*.csv"))
         return {file.name: file.read_bytes() for file in files if file.name not in MEASURED}
 
 
+def _changed_at(path: Path) -> int:
+    """When a folder was last changed, in nanoseconds; 0 where a running training has just deleted it."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def plan(seconds: dict[str, float], count: int, draws: random.Random) -> list[Kill]:
-    """`count` kills, the same number in each notebook where that divides, in the notebooks' order."""
-    stages = [stage for stage in seconds for i in range(count) if list(seconds)[i % len(seconds)] == stage]
-    return [Kill(stage, draws.choice(VICTIMS), draws.uniform(0, 0.95 * seconds[stage])) for stage in stages]
+    """`count` kills, the same number in each notebook where that divides, in the notebooks' order.
+
+    Every other one of a notebook is at a random moment, the others wait for a training: at this profile trainings take
+    a small part of a notebook's time, which random moments would mostly miss.
+    """
+    kills = []
+    for place, (stage, whole) in enumerate(seconds.items()):
+        for number in range(len(range(place, count, len(seconds)))):
+            moment = draws.uniform(0, 0.95 * whole) if number % 2 == 0 else None
+            kills.append(Kill(stage, draws.choice(VICTIMS), moment))
+    return kills
 
 
 def torture(command: str, count: int, folder: Path, draws: random.Random) -> pd.DataFrame:
     """Run a command of COMMANDS whole, and once more with `count` kills: one row for each that hit.
 
-    Columns: stage, killed, second (of the stage), resumed_from, equal (whether all tables are those of the whole run).
+    Columns: stage, killed, second (of the stage; empty for a kill that waited for a training), resumed_from, equal
+    (whether all tables are those of the whole run).
     Raises RuntimeError where a run stops without having been killed.
     """
     whole, killed = Tortured(command, folder / f"{command}_whole", "1e9"), Tortured(command, folder / command, "0")
@@ -112,7 +134,8 @@ def torture(command: str, count: int, folder: Path, draws: random.Random) -> pd.
         status, kill = killed.run(kills)
         if kill is None:
             break
-        rows.append((kill.stage, kill.victim, round(kill.seconds, 1), killed.checkpoint()))
+        second = None if kill.seconds is None else round(kill.seconds, 1)
+        rows.append((kill.stage, kill.victim, second, killed.checkpoint()))
         print(*rows[-1], sep="  ", flush=True)
     if status:
         raise RuntimeError(f"{command}: a run that nothing killed failed; {outputs.show(killed.log)} says why.")
