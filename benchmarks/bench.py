@@ -2,7 +2,7 @@
 
 python benchmarks/bench.py                           # all at GPT-2's shape: hours on a CPU; each stage is kept at once
 python benchmarks/bench.py --stage sft --pairs 5     # one stage; its rows replace those in results/benchmarks/
-python benchmarks/bench.py --shape tiny              # seconds; of no meaning but that everything works
+python benchmarks/bench.py --shape tiny --results FOLDER    # of no meaning but that everything works
 
 The ways take turns in one process, so that what slows the machine slows all. What counts is the median of the ratios
 of such pairs. The ways of a stage must agree on what they compute, or the benchmark fails.

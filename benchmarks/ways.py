@@ -180,7 +180,7 @@ def scoring_answers(load: Workload) -> dict[str, Way]:
     return {name: Way(lambda run=run: run, run) for name, run in (("ours", ours), ("published", published))}
 
 
-def test_answers(load: Workload) -> dict[str, Way]:
+def beam_answers(load: Workload) -> dict[str, Way]:
     """Answering test prompts by beam search. Published: batches of 16 in the order of the prompts."""
     model, tokenizer, count = load.policy(), load.tokenizer, load.shape.beam_tokens
     prompts = list(load.pairs["prompt"])
@@ -275,7 +275,7 @@ STAGES = {
     "reward": Stage(reward_model, True, 1e-4),
     "sft": Stage(fine_tuning, True, 1e-4),
     "scoring": Stage(scoring_answers, False, 1e-4),
-    "generation": Stage(test_answers, False, 0.05),
+    "generation": Stage(beam_answers, False, 0.05),
     # On a GPU ours are under autocast, TRL's are not.
     "ppo": Stage(ppo, on_gpu(), 0.1 if on_gpu() and runtime.bf16_is_native() else 1e-4),
 }

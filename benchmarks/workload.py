@@ -26,7 +26,7 @@ EOS = "<|endoftext|>"
 # Median and standard deviation of the logarithm of the tokens of a prompt and of an answer, over the eight test rows of
 # Dahoas/synthetic-instruct-gptj-pairwise that nabeelshan/rlhf-gpt2-pipeline shows.
 PROMPT, ANSWER = (22, 0.19), (89, 0.42)
-ON_GPU = 8  # times as many rows: a turn of a few milliseconds would measure the launch of kernels
+ON_GPU = 4  # times as many rows: a turn of a few milliseconds would measure the launch of kernels
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,15 @@ STAGES = {
 
 
 def benchmarks(frame: pd.DataFrame) -> str:
-    """The table of README.md of what `make bench` measured at GPT-2's shape, one part for each machine."""
-    lines = []
+    """The part of README.md on what `make bench` measured at GPT-2's shape, a table for each machine."""
+    lines = [
+        "## How fast",
+        "",
+        "Seconds of the published recipe and of TRL's defaults over ours, at GPT-2's shape with random weights and texts "
+        "as long as the published data's: median and range of pairs of turns in one process, of equal results "
+        "(`benchmarks/bench.py`). The last column is the share of the machine's own peak of matrix products.",
+        "",
+    ]
     for machine, part in frame[frame["shape"] == "gpt2"].groupby("machine", sort=False):
         rows = []
         for stage, ways in part.groupby("stage", sort=False):
@@ -222,7 +229,7 @@ def benchmarks(frame: pd.DataFrame) -> str:
             memory = "" if pd.isna(ours.memory_mb) else f"{ours.memory_mb:,.0f}"
             rows.append([STAGES[stage], *ratios, memory, of_peak])
         first = part.iloc[0]
-        said = f"{machine}, {first.threads} threads, torch {first.torch}, TRL {first.trl}, measured up to {part.date.max()}"
+        said = f"{machine}, {first.threads} threads, torch {first.torch}, TRL {first.trl}, {part.date.max()}"
         titles = ["stage", "published recipe / ours", "TRL's defaults / ours", "MB beyond the weights", "of the peak"]
         lines += [f"{said}, tokens of {first.tokenizer}:", "", *_table(titles, rows), ""]
     return "\n".join(lines).rstrip()

@@ -4,10 +4,19 @@ from rlhf.plots import style
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 WAYS = {"published": (style.GREY, "o", "published recipe"), "trl": (style.BLUE, "s", "TRL's defaults")}
-AXES = {"texts": "texts", "tokens": "tokens of each text", "parameters": "parameters of the model"}
+AXES = {"texts": "texts", "tokens": "tokens of a text", "parameters": "parameters"}
 MEASURES = {"seconds": "seconds", "memory_mb": "memory (MB)"}
+
+
+def _short(number: float) -> str:
+    """Three digits, with K, M or B for thousands, millions and billions."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 @style.draws("stage way ratio ratio_low ratio_high")
@@ -44,5 +53,9 @@ def growth(frame: pd.DataFrame) -> Figure:
         for reckoned, part in rows.groupby("reckoned"):
             axes.plot(part.value, part[measure], "o", color=style.BLUE, fillstyle="none" if reckoned else "full")
         axes.set(xscale="log", yscale="log")
+        for axis, values in ((axes.xaxis, rows.value), (axes.yaxis, rows[measure].dropna())):
+            ends = sorted({values.min(), values.max()})
+            axis.set_ticks(ends, [_short(end) for end in ends])
+            axis.set_minor_locator(NullLocator())
         style.label(axes, AXES[name], MEASURES[measure], f"exponent {rows[f'{measure}_exponent'].iloc[0]:.2f}")
     return figure
