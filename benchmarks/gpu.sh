@@ -3,14 +3,14 @@
 #
 #   bash benchmarks/gpu.sh                       # packages from the package index
 #   WHEELS=folder bash benchmarks/gpu.sh         # packages from a folder, without a network
-#   SHAPE=tiny bash benchmarks/gpu.sh            # to try it on a CPU
+#   SHAPE=tiny PAIRS=1 bash benchmarks/gpu.sh    # to try it on a CPU
 #
 # Tables, figures and a log go to $OUT, or outputs/gpu. An environment in .venv is taken as it is. Each step has what is
 # left of the time, and steps.csv says how each ended; those that are cut off have kept what they had.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(mkdir -p "${OUT:-outputs/gpu}" && cd "${OUT:-outputs/gpu}" && pwd)
-shape=${SHAPE:-gpt2} limit=${LIMIT:-585} failed=0 python=$PWD/.venv/bin/python
+shape=${SHAPE:-gpt2} pairs=${PAIRS:-5} limit=${LIMIT:-585} failed=0 python=$PWD/.venv/bin/python
 exec > >(tee "$out/log.txt") 2>&1
 echo "step,seconds,status" > "$out/steps.csv"
 export HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1 KINETO_LOG_LEVEL=99
@@ -45,12 +45,12 @@ trap 'rm -rf "$work"' EXIT
 step stand-ins 60 "$python" benchmarks/gpu.py stand-ins "$work" --shape "$shape"
 step checks 120 "$python" benchmarks/gpu.py checks "$out" --shape "$shape"
 for stage in scoring sft reward ppo generation; do
-  step "bench-$stage" 100 "$python" benchmarks/bench.py --stage "$stage" --shape "$shape" --results "$out"
+  step "bench-$stage" 100 "$python" benchmarks/bench.py --stage "$stage" --shape "$shape" --pairs "$pairs" --results "$out"
 done
 step notebooks 300 env RLHF_PROFILE=gpt2 RLHF_MODEL="$work/model" RLHF_DATASET="$work/pairs.jsonl" RLHF_MAX_STEPS=2 \
   RLHF_OUTPUTS="$work/outputs" "$python" scripts/run_notebooks.py
 cp -r "$work/outputs/evaluation/gpt2" "$out/notebooks" 2>/dev/null
-step bench-means 200 "$python" benchmarks/bench.py --stage means --pairs 3 --shape "$shape" --results "$out"
+step bench-means 200 "$python" benchmarks/bench.py --stage means --shape "$shape" --pairs "$((pairs < 3 ? pairs : 3))" --results "$out"
 step bench-growth 100 "$python" benchmarks/bench.py --stage growth --shape "$shape" --results "$out"
 cat "$out/steps.csv"
 exit "$failed"

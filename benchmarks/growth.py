@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from measure import take_turn
+from measure import only_new_garbage, take_turn
 from workload import Shape, Workload, make_workload
 
 BATCH, TURNS = 4, 3
@@ -61,7 +61,8 @@ def measure(model, texts: int, tokens: int) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    turns = [take_turn(run) for _ in range(TURNS + 1)][1:]
+    with only_new_garbage():
+        turns = [take_turn(run) for _ in range(TURNS + 1)][1:]
     return {"seconds": float(np.median([t.seconds for t in turns])), "memory_mb": max(t.memory_mb for t in turns)}
 
 

@@ -53,6 +53,17 @@ def _forget_peak() -> None:
 
 
 @contextlib.contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """In the block, looking for garbage does not go through what was there before it: the libraries, a second each."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What the libraries print in the block is thrown away; an error is raised as ever."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -76,11 +87,12 @@ def alternate(prepared: dict[str, Callable], pairs: int) -> dict[str, list[Turn]
     prepared: by name, what builds a run and gives it; only the run is measured.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in prepared}
-    for pair in range(pairs + 1):
-        for name, prepare in prepared.items():
-            turn = take_turn(prepare())
-            if pair:
-                turns[name].append(turn)
+    with only_new_garbage():
+        for pair in range(pairs + 1):
+            for name, prepare in prepared.items():
+                turn = take_turn(prepare())
+                if pair:
+                    turns[name].append(turn)
     return turns
 
 

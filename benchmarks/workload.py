@@ -80,7 +80,7 @@ def make_tokenizer(shape: Shape):
 def random_pairs(tokenizer, shape: Shape, count: int, seed: int = 0) -> Dataset:
     """Columns prompt, chosen, rejected: random words, as many as PROMPT and ANSWER say, that fit into the context."""
     rng = np.random.default_rng(seed)
-    words = sorted(word[1:] for word in tokenizer.get_vocab() if re.fullmatch(r"Ġ[a-z]+|w\d+", word))
+    words = sorted(word.lstrip("Ġ") for word in tokenizer.get_vocab() if re.fullmatch(r"Ġ[a-z]+|w\d+", word))
     room = shape.context - len(tokenizer(format_prompt("a"))["input_ids"]) - shape.beam_tokens
 
     def texts(length: tuple[float, float], most: int) -> list[str]:

@@ -211,8 +211,8 @@ def benchmarks(frame: pd.DataFrame) -> str:
     lines = [
         "## How fast",
         "",
-        "Seconds of the published recipe and of TRL's defaults over ours, at GPT-2's shape with random weights and texts "
-        "as long as the published data's: median and range of pairs of turns in one process, of equal results "
+        "Seconds of the published recipe and of TRL's defaults over ours, at GPT-2's shape with random weights and "
+        "texts as long as the published data's: median and range of pairs of turns in one process, of equal results "
         "(`benchmarks/bench.py`). The last column is the share of the machine's own peak of matrix products.",
         "",
     ]

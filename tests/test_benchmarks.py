@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from rlhf import data, models, outputs, plots, report
+from rlhf import data, models, outputs, plots, report, sft
 from rlhf.profiles import load_profile
 
 import numpy as np
@@ -160,7 +160,7 @@ def test_texts_are_as_long_as_they_should_be_and_fit(load):
     for column, (median, _) in (("prompt", workload.PROMPT), ("chosen", workload.ANSWER)):
         lengths = [len(ids) for ids in load.tokenizer(list(pairs[column]))["input_ids"]]
         assert np.median(lengths) == pytest.approx(median * TINY.share, rel=0.15)
-    assert load.tokenizer.unk_token_id not in load.tokenizer(list(pairs["chosen"]))["input_ids"][0]
+        assert not any(load.tokenizer.unk_token_id in ids for ids in load.tokenizer(list(pairs[column]))["input_ids"])
     assert load.policy().config.vocab_size == TINY.vocabulary + 1
 
 
@@ -202,11 +202,23 @@ def test_checks_of_a_gpu_run_on_a_cpu_and_say_what_is_left_out(tmp_path, capsys)
     assert gpu.main(["checks", str(tmp_path), "--shape", "tiny"]) == 0
     tables = {path.stem: pd.read_csv(path) for path in sorted(tmp_path.glob("[a-z]*.csv"))}
     assert set(tables) == {"loss_curves", "four_bit", "ppo_in_16_bit"}
-    assert tables["loss_curves"].cpu.iloc[-1] < tables["loss_curves"].cpu.iloc[0]
-    assert len(tables["loss_curves"]) == gpu.STEPS
+    assert len(tables["loss_curves"]) == gpu.STEPS and tables["loss_curves"].cpu.nunique() == gpu.STEPS
+    assert 0 < tables["four_bit"].kernel_gap[0] < gpu.LARGEST_KERNEL_GAP
+    assert tables["four_bit"].four_bit_mb[0] < tables["four_bit"].whole_mb[0]
     if not torch.cuda.is_available():
         printed = capsys.readouterr().out
         assert printed.count("no CUDA here") == 2 and "float32 is run" in printed
+
+
+def test_kernels_that_compute_something_else_are_an_error(load, monkeypatch):
+    def wrong(quantized, whole):
+        with torch.no_grad():
+            whole.transformer.h[0].mlp.c_fc.weight *= 2
+        return whole
+
+    monkeypatch.setattr(gpu, "dequantised", wrong)
+    with pytest.raises(ValueError, match="kernels' logits are off by"):
+        gpu.four_bit(load, sft.tokenize({"prompt": ["w1 w2\n"], "completion": ["w3"]}, load.tokenizer))
 
 
 def test_stand_ins_are_a_model_and_pairs_that_the_gpt2_profile_takes(tmp_path, monkeypatch, own_datasets_cache):

@@ -34,7 +34,7 @@ def benchmark_ratios(frame: pd.DataFrame) -> Figure:
     axes.axvline(1, color=style.BLACK, linewidth=1, zorder=1.5)
     style.name_rows(axes, stages)
     axes.set_xlim(left=0)
-    style.label(axes, "seconds / ours", "")
+    style.label(axes, "seconds / ours", "stage")
     return style.legend(figure) if axes.get_legend_handles_labels()[0] else figure
 
 
