@@ -34,10 +34,14 @@ BEAMS, PENALTY, PUBLISHED_BATCH = 3, 1.2, 16
 
 
 class Way(NamedTuple):
-    prepare: Callable[
-        [], Callable[[], object]
-    ]  # builds what is run, which is not measured, and gives what is: take_turn
-    value: Callable[[], np.ndarray]  # what all ways of a stage must agree on: numbers, or the tokens of answers
+    """How a stage is run.
+
+    prepare builds what is run, which is not measured, and gives it (measure.take_turn). value is what all ways of a
+    stage must agree on: numbers, or the tokens of answers, (answers, tokens).
+    """
+
+    prepare: Callable[[], Callable[[], object]]
+    value: Callable[[], np.ndarray]
 
 
 class _Clock(TrainerCallback):
@@ -227,7 +231,11 @@ def ppo_trainer_of(load: Workload, policy=None, reference=None) -> PPOTrainer:
 
 
 def ppo(load: Workload) -> dict[str, Way]:
-    """An update of PPO. Published: forward and backward one answer at a time; TRL with our batches."""
+    """An update of PPO. Published: forward and backward one answer at a time; TRL with our batches.
+
+    Ours reads the values off the policy's trunk; the others have a value model of their own. What must agree are the
+    log-probabilities of the same answers.
+    """
     settings, tokenizer, pad = ppo_settings(load), load.tokenizer, load.tokenizer.pad_token_id
 
     def others(size: int):

@@ -213,7 +213,10 @@ def benchmarks(frame: pd.DataFrame) -> str:
         "",
         "Seconds of the published recipe and of TRL's defaults over ours, at GPT-2's shape with random weights and "
         "texts as long as the published data's: median and range of pairs of turns in one process, of equal results "
-        "(`benchmarks/bench.py`). The last column is the share of the machine's own peak of matrix products.",
+        "(`benchmarks/bench.py`). Fine-tuning and reward training are in 16 bit where the machine has bfloat16. In PPO "
+        "ours reads the values off the policy's trunk, TRL's trainer has a value model for them. The last column is "
+        "the share of the machine's own peak of matrix products. `results/benchmarks/` also has the means that were "
+        "tried, and how cost grows.",
         "",
     ]
     for machine, part in frame[frame["shape"] == "gpt2"].groupby("machine", sort=False):
