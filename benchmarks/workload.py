@@ -46,7 +46,7 @@ class Shape:
 
 SHAPES = {
     "gpt2": Shape(12, 768, 12),
-    "tiny": Shape(2, 32, 2, rows=16, context=128, vocabulary=500, share=0.2, beam_tokens=6, ppo_tokens=6),
+    "tiny": Shape(2, 32, 2, rows=16, context=256, vocabulary=500, share=0.2, beam_tokens=6, ppo_tokens=6),
 }
 
 
