@@ -6,7 +6,7 @@
 #   SHAPE=tiny PAIRS=1 bash benchmarks/gpu.sh    # to try it on a CPU
 #
 # Tables, figures and a log go to $OUT, or outputs/gpu. An environment in .venv is taken as it is. Each step has what is
-# left of the time, and steps.csv says how each ended; those that are cut off have kept what they had.
+# left of the time, and steps.csv says how each ended (124: cut off); what was written before stays.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$(mkdir -p "${OUT:-outputs/gpu}" && cd "${OUT:-outputs/gpu}" && pwd)
