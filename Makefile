@@ -18,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo collect
-.PHONY: script export jupyter pretrain torture test lint
+.PHONY: script export jupyter pretrain torture bench test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -89,6 +89,9 @@ pretrain: $(INSTALLED)  ## pretrain the lab's base model anew: one to two hours 
 
 torture: $(INSTALLED)  ## kill small runs at random moments, run them again and compare what they write
 	@$(VENV)/bin/python scripts/torture.py
+
+bench: $(INSTALLED)  ## each stage against the published recipe and TRL at GPT-2's shape (STAGE=... one; hours on a CPU)
+	@$(VENV)/bin/python benchmarks/bench.py $(if $(STAGE),--stage $(STAGE))
 
 test: lint  ## check the style and run every test
 	@$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4

@@ -22,5 +22,7 @@ if "RLHF_LAUNCHED" not in os.environ:  # which the scripts of `make script` set:
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
     dict.fromkeys(f"{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')},localhost,127.0.0.1,::1".split(","))
 ).strip(",")
+# What Apple's GPU has no kernel for is computed on the CPU.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 # bitsandbytes asks at every import on a CPU for a package that it does without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rlhf import finite
+from rlhf import finite, runtime
 from rlhf.template import format_prompt
 from rlhf.tokens import encode
 
@@ -185,7 +185,8 @@ def sample(
         raise ValueError(f"temperature {temperature} is not positive.")
     trunk = trunk_of(model)
     rows, max_new_tokens = draws.shape
-    device, draws = ids.device, draws.to(ids.device)
+    device, finest = ids.device, runtime.finest(ids.device)
+    draws = draws.to(finest).to(device)
     tokens = torch.full((rows, max_new_tokens), pad, device=device)
     logprobs = torch.zeros(rows, max_new_tokens, device=device)
     places, done = torch.arange(rows, device=device), torch.zeros(rows, dtype=torch.bool, device=device)
@@ -196,7 +197,7 @@ def sample(
         )
         logits = head_logits(model, output.last_hidden_state[:, -1], temperature).contiguous()
         distribution = torch.log_softmax(logits, dim=-1)
-        cumulative = distribution.exp().cumsum(dim=-1, dtype=torch.float64)
+        cumulative = distribution.exp().cumsum(dim=-1, dtype=finest)
         drawn = draws[places, t, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, drawn, right=True).clamp(max=cumulative.shape[1] - 1)
         live = places[~done]
@@ -289,7 +290,7 @@ def answer_logprobs(
             answered = hidden[row, len(encoded[i]) - 1 : len(rows[i]) - 1]
             logprobs = torch.log_softmax(head_logits(model, answered, temperature), dim=-1)
             chosen = torch.tensor(answers[i].token_ids, dtype=torch.long, device=model.device)
-            totals[i] = logprobs.gather(-1, chosen[:, None]).sum(dtype=torch.float64).item()
+            totals[i] = logprobs.gather(-1, chosen[:, None]).cpu().sum(dtype=torch.float64).item()
     asked = (prompt for prompt, total in zip(prompts, totals, strict=True) if not np.isfinite(total))
     finite.require("reading answers", {"log-probabilities": totals}, prompts=asked)
     return totals

@@ -199,7 +199,10 @@ def load_tokenizer(profile: Profile) -> PreTrainedTokenizerBase:
 
 
 def load_base(profile: Profile, quantized: bool = False) -> PreTrainedModel:
-    """The base model; `quantized` loads its linear layers in 4-bit NF4 (Dettmers et al. 2023)."""
+    """The base model; `quantized` loads its linear layers in 4-bit NF4 (Dettmers et al. 2023), but on Apple's MPS."""
+    if quantized and runtime.device().type == "mps":
+        print("4-bit weights are left out: bitsandbytes has no kernels for Apple's MPS. The base stays in float32.")
+        quantized = False
     if not quantized:
         return load_whole(profile, "base")
     path = _checkpoint(profile, "base")

@@ -172,8 +172,7 @@ def write_text(path, text: str) -> Path:
 
 def write_csv(profile, name: str, frame: pd.DataFrame, base: Path | None = None) -> Path:
     """Write evaluation/<profile>/<name>; numbers keep six significant digits, so that equal runs give equal files."""
-    path = _inside(evaluation_dir(profile, base), name)
-    return replace(path, lambda temporary: frame.to_csv(temporary, index=False, float_format="%.6g"))
+    return _write_table(_inside(evaluation_dir(profile, base), name), frame)
 
 
 def read_csv(profile, name: str, base: Path | None = None) -> pd.DataFrame:
@@ -182,12 +181,16 @@ def read_csv(profile, name: str, base: Path | None = None) -> pd.DataFrame:
 
 
 def merge_csv(profile, name: str, frame: pd.DataFrame, key: str | list[str]) -> Path:
-    """Replace the rows of evaluation/<profile>/<name> whose `key`, one or more columns, is in `frame`; keep others.
+    """`merge_table` of evaluation/<profile>/<name>."""
+    return merge_table(_inside(evaluation_dir(profile), name), frame, key)
+
+
+def merge_table(path: Path, frame: pd.DataFrame, key: str | list[str]) -> Path:
+    """Replace the rows of a CSV whose `key`, one or more columns, is in `frame`; keep the others.
 
     The new rows stand where the first old one of their key stood, else at the end, so that to repeat a part of a run
     does not change the order.
     """
-    path = _inside(evaluation_dir(profile), name)
     with _one_writer(path):
         if path.exists():
             old = pd.read_csv(path)
@@ -196,7 +199,11 @@ def merge_csv(profile, name: str, frame: pd.DataFrame, key: str | list[str]) -> 
             kept = old[~keys[0].isin(keys[1])]
             places = [*kept.index, *(first.get(key, len(old)) for key in keys[1])]
             frame = pd.concat([kept, frame], ignore_index=True).iloc[np.argsort(places, kind="stable")]
-        return write_csv(profile, name, frame)
+        return _write_table(path, frame)
+
+
+def _write_table(path: Path, frame: pd.DataFrame) -> Path:
+    return replace(path, lambda temporary: frame.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def write_json(profile, name: str, content) -> Path:

@@ -186,12 +186,69 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
 
 def replaced(text: str, profile: Profile) -> str:
     """README text with the profile's part, between its markers, made anew. Raises ValueError where one is missing."""
-    block = profile.name if profile.recipe else "results"
+    return _with_block(text, profile.name if profile.recipe else "results", results(profile, outputs.REFERENCE))
+
+
+def _with_block(text: str, block: str, content: str) -> str:
     begin, end = (f"<!-- {block}: {side} -->" for side in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"README.md needs the markers {begin} and {end}, once each.")
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{results(profile, outputs.REFERENCE)}\n{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+STAGES = {
+    "reward": "training the reward model",
+    "sft": "full fine-tuning",
+    "scoring": "scoring answers",
+    "generation": "beam search",
+    "ppo": "an update of PPO",
+}
+
+
+def benchmarks(frame: pd.DataFrame) -> str:
+    """The part of README.md on what `make bench` measured at GPT-2's shape, a table for each machine."""
+    lines = [
+        "## How fast",
+        "",
+        "Seconds of the published recipe and of TRL's defaults over ours, at GPT-2's shape with random weights and "
+        "texts as long as the published data's: median and range of pairs of turns in one process, of equal results "
+        "(`benchmarks/bench.py`). Fine-tuning and reward training are in 16 bit where the machine has bfloat16. In PPO "
+        "ours reads the values off the policy's trunk, TRL's trainer has a value model for them. The last column is "
+        "the share of the machine's own peak of matrix products. `results/benchmarks/` also has the means that were "
+        "tried, and how cost grows.",
+        "",
+    ]
+    for machine, part in frame[frame["shape"] == "gpt2"].groupby("machine", sort=False):
+        rows = []
+        for stage, ways in part.groupby("stage", sort=False):
+            ways = ways.set_index("way")
+            ours = ways.loc["ours"]
+            ratios = [
+                f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]" if row is not None else ""
+                for row in (ways.loc[way] if way in ways.index else None for way in ("published", "trl"))
+            ]
+            of_peak = f"{ours.utilisation:.0%} of {ours.peak_tflop_per_s:.3g} TFLOP/s ({ours.precision})"
+            memory = "" if pd.isna(ours.memory_mb) else f"{ours.memory_mb:,.0f}"
+            rows.append([STAGES[stage], *ratios, memory, of_peak])
+        first = part.iloc[0]
+        said = f"{machine}, {first.threads} threads, torch {first.torch}, TRL {first.trl}, {part.date.max()}"
+        titles = ["stage", "published recipe / ours", "TRL's defaults / ours", "MB beyond the weights", "of the peak"]
+        lines += [f"{said}, tokens of {first.tokenizer}:", "", *_table(titles, rows), ""]
+    return "\n".join(lines).rstrip()
+
+
+def with_benchmarks(text: str, base: Path = outputs.REFERENCE) -> str:
+    """README text with the table of results/benchmarks/, between its markers; as it is where nothing was measured."""
+    path = base / "benchmarks" / "stages.csv"
+    return _with_block(text, "benchmarks", benchmarks(pd.read_csv(path))) if path.exists() else text
+
+
+def write_benchmarks() -> None:
+    """Write what was measured at GPT-2's shape into README.md."""
+    path = outputs.ROOT / "README.md"
+    outputs.write_text(path, with_benchmarks(path.read_text(encoding="utf-8")))
+    print("README.md: benchmarks written")
 
 
 def write_readme(profile: Profile) -> None:

@@ -23,9 +23,9 @@ def processes() -> int:
 
 
 def device() -> torch.device:
-    """The GPU, by its number where each of several processes has one; without a GPU the CPU."""
+    """The GPU, by its number where each of several processes has one; without CUDA Apple's MPS, or else the CPU."""
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     return torch.device("cuda", torch.cuda.current_device()) if processes() > 1 else torch.device("cuda")
 
 
@@ -38,6 +38,8 @@ def hardware() -> str:
     """Where a run computes, in a reader's words."""
     if torch.cuda.is_available():
         return f"one {torch.cuda.get_device_name()} GPU"
+    if device().type == "mps":
+        return "Apple's GPU (MPS)"
     cores = cpu_count()
     return f"{cores} CPU core{'s' * (cores > 1)}"
 
@@ -50,6 +52,11 @@ def bf16_is_native(where: torch.device | None = None) -> bool:
     if (where or device()).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("avx512_bf16")) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def finest(where: torch.device) -> torch.dtype:
+    """The precision of sums that must be exact: float64, or float32 on Apple's MPS, which has no finer one."""
+    return torch.float32 if where.type == "mps" else torch.float64
 
 
 def autocast(where: torch.device) -> torch.autocast:
@@ -104,6 +111,8 @@ def clock() -> float:
     """Seconds of a monotonic clock, once all that was sent to a GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif device().type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

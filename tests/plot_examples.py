@@ -36,6 +36,19 @@ def summary(means: dict[str, list[float]], models: list[str], half_width: float)
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
+def ratio_frame() -> pd.DataFrame:
+    ways = {"ours": (1, 1, 1), "published": (5.2, 4.9, 5.6), "trl": (1.4, 1.3, 1.6)}
+    rows = [(stage, way, *ratios) for stage in ("reward", "sft", "ppo") for way, ratios in ways.items()]
+    return pd.DataFrame(rows, columns=["stage", "way", "ratio", "ratio_low", "ratio_high"])
+
+
+def growth_frame() -> pd.DataFrame:
+    axes = {"texts": (16, 32, 64), "tokens": (128, 512, 1024), "parameters": (3e6, 124e6, 355e6, 7e9)}
+    rows = [(axis, value, value * 1e-2, value**0.9, 1.0, 0.9, value == 7e9) for axis in axes for value in axes[axis]]
+    measures = ["seconds", "memory_mb", "seconds_exponent", "memory_mb_exponent"]
+    return pd.DataFrame(rows, columns=["axis", "value", *measures, "reckoned"])
+
+
 def example_frames() -> dict[str, tuple]:
     """Arguments of every figure: made up, but of the size and shape that a run gives."""
     random = np.random.default_rng(0)
@@ -57,6 +70,8 @@ def example_frames() -> dict[str, tuple]:
     published = published.astype({"value": float}).assign(metric=rouge_names * 4)
     parts = {part: random.normal(weight / 2, 0.15, 4) for part, weight in WEIGHTS.items()}
     return {
+        "benchmark_ratios": (ratio_frame(),),
+        "growth": (growth_frame(),),
         "token_lengths": (token_length_frame(random),),
         "learning_rates": (
             pd.DataFrame(

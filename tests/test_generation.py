@@ -4,6 +4,7 @@ import copy
 import math
 import random
 
+from rlhf import runtime
 from rlhf.generation import (
     Answer,
     _as_answer,
@@ -339,3 +340,10 @@ def test_first_tokens_are_drawn_as_often_as_they_are_probable(policy, tokenizer)
 def test_sample_refuses_a_temperature_of_zero(policy, tokenizer):
     with pytest.raises(ValueError, match="temperature 0 is not positive"):
         sampled(policy, tokenizer, temperature=0)
+
+
+def test_sums_in_float32_as_on_apples_gpu_draw_the_same_answers(policy, tokenizer, monkeypatch):
+    exact = sampled(policy, tokenizer)[2]
+    monkeypatch.setattr(runtime, "finest", lambda where: torch.float32)
+    coarse = sampled(policy, tokenizer)[2]
+    assert torch.equal(exact.tokens, coarse.tokens) and torch.equal(exact.logprobs, coarse.logprobs)

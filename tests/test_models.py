@@ -208,6 +208,16 @@ def train_a_little(model, tokenizer, steps=3):
     return losses
 
 
+def test_without_4_bit_kernels_the_base_stays_whole_and_says_so(profile_with_base, monkeypatch, capsys):
+    whole, there = models.load_base(profile_with_base), models.runtime.device
+    monkeypatch.setattr(models, "load_whole", lambda profile, name: whole)
+    monkeypatch.setattr(models.runtime, "device", lambda: torch.device("mps"))
+    assert models.load_base(profile_with_base, quantized=True) is whole
+    assert capsys.readouterr().out.startswith("4-bit weights are left out: ")
+    monkeypatch.setattr(models.runtime, "device", there)
+    assert quantized_layers(models.load_base(profile_with_base, quantized=True))
+
+
 def test_quantized_base_trains_after_an_evaluation(profile_with_base):
     """bitsandbytes may repack 4-bit weights for a kernel without a gradient at the first evaluation on a CPU."""
     tokenizer = models.load_tokenizer(profile_with_base)

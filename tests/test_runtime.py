@@ -115,6 +115,22 @@ def test_hardware_is_said_in_words(monkeypatch):
     assert runtime.hardware() == "2 CPU cores"
 
 
+def test_apples_gpu_is_taken_where_there_is_no_cuda(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.device() == torch.device("mps") and runtime.hardware() == "Apple's GPU (MPS)"
+    assert runtime.clock() <= runtime.clock() and len(waited) == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runtime.device() == torch.device("cuda")
+
+
+def test_float64_is_not_asked_of_apples_gpu_which_has_none():
+    assert runtime.finest(torch.device("mps")) == torch.float32
+    assert {runtime.finest(torch.device(kind)) for kind in ("cpu", "cuda")} == {torch.float64}
+
+
 def test_memory_is_that_of_the_machine_or_what_is_given(monkeypatch):
     monkeypatch.delenv("RLHF_MEMORY_GB", raising=False)
     assert 1e8 < runtime.memory_bytes() < 1e14

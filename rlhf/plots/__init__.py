@@ -7,6 +7,7 @@ where a frame is empty or lacks a column.
 """
 
 # ruff: noqa: F401 (all names are imported to be used as plots.name)
+from rlhf.plots.benchmarks import benchmark_ratios, growth
 from rlhf.plots.beyond import method_answers, method_frontier, method_logprobs
 from rlhf.plots.comparison import (
     gold_parts,

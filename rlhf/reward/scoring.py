@@ -63,7 +63,7 @@ def score_tokens(model, rows: Sequence[Sequence[int]], pad: int, batch_size: int
         batch = order[start : start + batch_size]
         ids, mask = (tensor.to(device) for tensor in right_padded([list(rows[i]) for i in batch], pad))
         logits = model(input_ids=ids, attention_mask=mask).logits  # of the last token that is not padding
-        scores[batch] = logits.reshape(len(batch)).double().cpu().numpy()
+        scores[batch] = logits.reshape(len(batch)).cpu().double().numpy()
     return scores
 
 

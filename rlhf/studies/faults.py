@@ -89,7 +89,7 @@ def logits_at_last_column(model: PreTrainedModel, rows: list[list[int]], pad: in
     """The logits of rows padded on the right, read where the longest row ends: (rows,)."""
     ids, mask = (tensor.to(model.device) for tensor in right_padded(rows, pad))
     states = trunk_of(model)(input_ids=ids, attention_mask=mask).last_hidden_state
-    return model.score(states[:, -1]).squeeze(-1).double().cpu().numpy()
+    return model.score(states[:, -1]).squeeze(-1).cpu().double().numpy()
 
 
 def wrong_token(start: Start) -> PPOTrainer:
