@@ -4,7 +4,8 @@ import dataclasses
 import runpy
 import sys
 
-from rlhf import generation, outputs, studies
+from rlhf import generation, models, outputs, studies
+from rlhf.evaluation.answers import decode, prompt_rows
 from rlhf.reward import scoring
 from rlhf.studies import beyond, methods
 from rlhf.studies.common import Proxy
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from small_study import small_proxy, small_study
+from test_architectures import save_pairs
 
 SAMPLING = ["ppo_scratch", "rloo", "grpo", "rejection", "online_dpo"]
 
@@ -25,6 +27,7 @@ def ready(profile_with_sft, monkeypatch):
     profile = dataclasses.replace(profile_with_sft, eval_prompts=6)
     small_proxy(small_study(profile), monkeypatch)
     monkeypatch.setattr(beyond, "ASKED", 2)
+    monkeypatch.setattr(beyond, "SHOWN", 2)
     for name, method in METHODS.items():
         monkeypatch.setitem(METHODS, name, method._replace(values=method.searched, rates=method.rates[:1]))
     return profile
@@ -57,6 +60,12 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
     means = prompts.groupby("method").gold.mean()[list(METHODS)]
     metric = read(ready, "metrics").query("metric == 'gold'").set_index("method")["mean"][list(METHODS)]
     assert means.tolist() == pytest.approx(metric.tolist()) and prompts.groupby("method").size().unique() == [6]
+    samples = read(ready, "samples")
+    assert samples.groupby("method").prompt.apply(list).to_dict() == {name: [0, 1] for name in ("sft_full", *METHODS)}
+    policy, tokenizer = models.load_policy(ready, "rloo"), models.load_tokenizer(ready)
+    answers = decode(ready, policy, tokenizer, list(prompt_rows(ready, tokenizer, "test")["prompt"]), "sample")[:2]
+    shown = samples[samples.method == "rloo"].fillna("")
+    assert shown[["text", "ended"]].to_numpy().tolist() == [[" ".join(a.text.split()), a.ended] for a in answers]
     costs = outputs.read_json(ready, "run.json")["beyond"]
     assert set(costs) == set(METHODS) and all(cost["seconds"] > 0 for cost in costs.values())
     for name in (*METHODS, "ppo_scratch"):
@@ -73,6 +82,18 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
     assert [(name, value) for name, _, value in trained] == [("grpo", value) for value in kl_coefs]  # none is searched
     again = read(ready, "frontier").sort_values(["method", "value"], ignore_index=True)
     pd.testing.assert_frame_equal(again, frontier.sort_values(["method", "value"], ignore_index=True))
+
+
+def test_real_data_have_no_gold_and_the_comparison_says_so(ready, tmp_path, monkeypatch):
+    save_pairs(tmp_path / "pairs.jsonl")
+    profile = dataclasses.replace(ready, lab=None, dataset=str(tmp_path / "pairs.jsonl"))
+    for name in set(METHODS) - {"rloo"}:
+        monkeypatch.delitem(METHODS, name)
+    beyond.run(profile)
+    frontier = read(profile, "frontier")
+    assert set(frontier.method) == {"best_of_n", "rloo"} and frontier.reward.notna().all()
+    assert frontier[["gold", "gold_ci_low", "gold_ci_high"]].isna().all().all()
+    assert read(profile, "prompts").gold.isna().all() and "gold" not in set(read(profile, "metrics").metric)
 
 
 def test_rule_takes_the_highest_reward_within_the_budget_or_the_nearest_policy():

@@ -12,6 +12,8 @@ prompts, with intervals.
 beyond_logprobs.csv: of the test pairs' answers: side, before (SFT), change, ci_low, ci_high (nats per answer), n.
 beyond_given.csv: what the chosen policy was trained with: labels, answers, backward_tokens.
 beyond_prompts.csv: of the chosen policy's answer to each test prompt: prompt (its number), reward and gold.
+beyond_samples.csv: answers of the chosen policy and of SFT to the first SHOWN of the prompts: text (on one line),
+prompt, ended.
 beyond_frontier.csv: dial, value, chosen, kl (nats per answer), reward and gold as in beyond_answers.csv, stop_rate,
 words, n. Of best_of_n, the KL is that of the formula.
 """
@@ -42,8 +44,11 @@ import torch
 
 SEARCH = "beyond_search.csv"
 # In the order in which they are written; the last one tells that a method is done.
-FILES = tuple(f"beyond_{name}.csv" for name in ("metrics", "answers", "logprobs", "given", "prompts", "frontier"))
+FILES = tuple(
+    f"beyond_{name}.csv" for name in ("metrics", "answers", "logprobs", "given", "prompts", "samples", "frontier")
+)
 CHOICES, ASKED = (1, 2, 4, 8, 16), 150  # best of n: n, and prompts
+SHOWN = 30  # prompts whose answers are kept
 POINT = ["dial", "value", "chosen", "kl", "reward", "reward_ci_low", "reward_ci_high"]
 POINT += ["gold", "gold_ci_low", "gold_ci_high", "stop_rate", "words", "n"]
 
@@ -141,18 +146,27 @@ class Comparison:
         rows.loc[len(rows)] = ("", "distinct_2", metrics.distinct_n(table.text, 2), math.nan, math.nan, len(table))
         return rows.drop(columns="model")
 
+    def samples(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of beyond_samples.csv."""
+        shown = table[["text", "stop_rate"]].iloc[:SHOWN].rename_axis("prompt").reset_index()
+        on_a_line = [" ".join(text.split()) for text in shown.text]  # a CSV may not hold every line break
+        return shown.assign(text=on_a_line, ended=shown.pop("stop_rate").astype(bool))
+
     def references(self) -> dict[str, pd.DataFrame]:
         """The best of n answers of SFT by the reward, which trains nothing; SFT's own metrics stand with it."""
         _write(self.profile, FILES[0], "sft_full", self.summary(self.start))
+        _write(self.profile, FILES[5], "sft_full", self.samples(self.start))
         prompts, rows = self.study.prompts[:ASKED], []
         asked = [prompt for prompt in prompts for _ in range(max(CHOICES))]
         answers = decode(self.profile, self.study.sft, self.study.tokenizer, asked, "sample")
         values = [self.proxy(answers, asked), self.study.gold(answers, asked)]
         values += [[float(answer.ended) for answer in answers], [len(answer.text.split()) for answer in answers]]
         values = [np.reshape(of, (len(prompts), -1)) for of in values]
+        known = [0, 1] if self.profile.lab else [0]
         for n in CHOICES:
             best = [metrics.best_of_n(values[0], of, n) for of in values]
-            gains = [metrics.paired_difference(best[i], values[i].mean(axis=1)) for i in range(2)]
+            gains = [metrics.paired_difference(best[i], values[i].mean(axis=1)) for i in known]
+            gains += [(math.nan,) * 3] * (2 - len(gains))
             rest = best[2].mean(), best[3].mean(), len(prompts)
             rows.append(("n", n, False, metrics.best_of_n_kl(n), *gains[0], *gains[1], *rest))
         return {FILES[-1]: pd.DataFrame(rows, columns=POINT)}
@@ -176,7 +190,8 @@ class Comparison:
             points.append((dial, value, is_chosen, table.kl.mean(), *gains, *rest))
             if is_chosen:
                 scores = table.reindex(columns=["reward", "gold"]).rename_axis("prompt").reset_index()
-                tables = [self.summary(table), self.along(trial, gains), self.changes(trial), self.given(trial), scores]
+                tables = [self.summary(table), self.along(trial, gains), self.changes(trial), self.given(trial)]
+                tables += [scores, self.samples(table)]
         return dict(zip(FILES, [*tables, pd.DataFrame(points, columns=POINT)], strict=True))
 
     def given(self, trial: Trial) -> pd.DataFrame:
