@@ -18,7 +18,7 @@ import pandas as pd
 @runtime.reported
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=int, default=24, help="kills of make run, spread over its notebooks")
+    parser.add_argument("--run", type=int, default=36, help="kills of make run, spread over its notebooks")
     parser.add_argument("--recipe", type=int, default=6, help="kills of the recipe")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="of the moments (default: any)")
     parser.add_argument("--least", type=int, default=20, help="kills that must hit")

@@ -59,16 +59,14 @@ class Tortured:
             begun |= {stage: time.monotonic() for stage in stages[len(begun) :]}
             while stages and kills and kills[0].stage < stages[-1]:  # the names are in the order of the run
                 kills.pop(0)
-            if stages and kills and kills[0].stage == stages[-1]:
-                kill = kills[0]
-                if kill.seconds is None:
-                    due = self.checkpoint() not in (before, NOTHING)
-                else:
-                    due = time.monotonic() - begun[kill.stage] >= kill.seconds
-                if due and self._kill(process.pid, kill.victim):
-                    kills.pop(0)
-                    process.wait()
-                    return process.returncode, kill
+            here = [kill for kill in kills if stages and kill.stage == stages[-1]]
+            passed = time.monotonic() - begun[stages[-1]] if here else 0.0
+            in_training = self.checkpoint() not in (before, NOTHING)
+            due = [kill for kill in here if (in_training if kill.seconds is None else passed >= kill.seconds)]
+            if due and self._kill(process.pid, due[0].victim):
+                kills.remove(due[0])
+                process.wait()
+                return process.returncode, due[0]
         return process.returncode, None
 
     def _kill(self, pid: int, victim: str) -> bool:
