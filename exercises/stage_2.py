@@ -1,10 +1,14 @@
 """Solutions to the exercises of 02_reward_modeling: python exercises/stage_2.py, after a run of its notebooks."""
 
 from functools import cache
+from itertools import combinations
 
-from rlhf import metrics, models
+from rlhf import metrics, models, outputs
+from rlhf.collect import agreement
+from rlhf.collect.items import load
+from rlhf.collect.journal import Journal
 from rlhf.data import error_kinds, load_preferences
-from rlhf.lab import gold_agreement, gold_table
+from rlhf.lab import gold_agreement, gold_score, gold_table
 from rlhf.lab.corpus import RATER_TEMPERATURE
 from rlhf.profiles import load_profile, set_up
 from rlhf.reward.pairs import load_pairs
@@ -126,7 +130,60 @@ def accuracy_without_noise(profile):
     return computed, measured
 
 
-SOLUTIONS = (rater_ceiling, length_by_error_type, words_alone, calibrate, accuracy_without_noise)
+def collected(profile):
+    """The items that notebook 2.3 sampled, and the journals of its raters by their names."""
+    folder = outputs.collect_dir(profile) / "notebook"
+    items = load(folder / "items.jsonl")
+    paths = sorted((folder / "raters").glob("*.jsonl"))
+    return items, {path.stem: Journal(path.parent, path.stem, items) for path in paths}
+
+
+def raters_agreement(profile):
+    """From the gold scores of the collected answers, predict how often the two noisy raters say the same of a pair, and
+    compare that with how often they do.
+
+    With p the probability that a rater prefers the first answer, both prefer the same one with p^2 + (1 - p)^2. Answers
+    of equal gold score are a tie for both.
+    """
+    if not profile.lab:
+        return print(NO_GOLD)
+    items, journals = collected(profile)
+    gold = {item.key: [gold_score(item.prompt, answer.text) for answer in item.answers] for item in items}
+    gaps = np.array([b - a for item in items for a, b in combinations(gold[item.key], 2)])
+    p = expit(gaps / RATER_TEMPERATURE)
+    predicted = np.where(gaps == 0, 1, p**2 + (1 - p) ** 2).mean()
+    ranks = {name: journal.ranks() for name, journal in journals.items() if name.startswith("lab-")}
+    measured, low, high, _ = agreement.with_interval(agreement.agreed, *agreement.pair_labels(items, ranks))
+    print(f"predicted {predicted:.3f}, measured {measured:.3f} [{low:.3f}, {high:.3f}]")
+    return predicted, measured, low, high
+
+
+def rank_by_place(profile):
+    """Does a rater favour the answer that is shown first? For each rater, the mean rank of the answers shown at each
+    place, over items with the same number of answers.
+
+    A machine that scores each answer alone can't see the place, so the means differ by chance only. For a person they
+    may not; that is why every rater and every showing has an order of its own, and why the pairs say the places.
+    """
+    items, journals = collected(profile)
+    most = max(len(item.answers) for item in items)
+    means = {}
+    for name, journal in journals.items():
+        full = [rating for rating in journal.said if rating.ranks and len(rating.order) == most]
+        means[name] = np.mean([[rating.ranks[answer] for answer in rating.order] for rating in full], axis=0)
+        print(name, means[name].round(2))
+    return means
+
+
+SOLUTIONS = (
+    rater_ceiling,
+    length_by_error_type,
+    words_alone,
+    calibrate,
+    accuracy_without_noise,
+    raters_agreement,
+    rank_by_place,
+)
 
 if __name__ == "__main__":
     set_up(run := load_profile())

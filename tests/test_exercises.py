@@ -69,7 +69,9 @@ def test_one_command_runs_all_solutions_of_a_stage(finished, number, monkeypatch
     assert "left out" not in printed
 
 
-@pytest.mark.parametrize("name", ["rater_ceiling", "accuracy_without_noise", "law_of_over_optimisation"])
+@pytest.mark.parametrize(
+    "name", ["rater_ceiling", "accuracy_without_noise", "raters_agreement", "law_of_over_optimisation"]
+)
 def test_what_needs_the_gold_score_is_left_out_on_real_data(finished, solution, name, capsys):
     assert solution(name)(replace(finished, lab=None)) is None
     assert "left out" in capsys.readouterr().out
@@ -192,6 +194,16 @@ def test_independent_mistakes_give_the_agreement_with_gold(finished, solution, r
     )(finished)
     assert computed == pytest.approx(0.9, abs=0.01)
     assert measured == pytest.approx(gold_right.mean())
+
+
+def test_noisy_raters_agree_as_often_as_predicted(finished, solution):
+    predicted, measured, low, high = solution("raters_agreement")(finished)
+    assert low < predicted < high < 1 and low < measured < high
+
+
+def test_place_does_not_count_for_a_rater_who_scores_each_answer_alone(finished, solution):
+    for means in solution("rank_by_place")(finished).values():
+        assert means.sum() == pytest.approx(3) and means == pytest.approx([1.5, 1.5], abs=0.12)
 
 
 @pytest.mark.parametrize("kl_coef", [1.0, 2.0])

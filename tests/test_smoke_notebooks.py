@@ -60,6 +60,13 @@ WRITES = {
         "plots/reward_calibration.png",
         "logs/reward_model",
     ],
+    "02_reward_modeling/3_collect_preferences": [
+        "collect/notebook/items.jsonl",
+        "collect/notebook/pairs.jsonl",
+        "collect/notebook/ties.jsonl",
+        "evaluation/collect_agreement.csv",
+        "evaluation/collect_losses.csv",
+    ],
     "03_ppo_alignment/1_ppo_alignment": [
         "checkpoints/ppo_trl_final",
         "evaluation/ppo_curve.csv",

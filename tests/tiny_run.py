@@ -5,6 +5,10 @@ import shutil
 from pathlib import Path
 
 from rlhf import models, outputs
+from rlhf.collect.items import Candidate, Item
+from rlhf.collect.pairs import collect
+from rlhf.collect.raters import LabRater
+from rlhf.data import load_preferences
 from rlhf.profiles import load_profile
 from rlhf.training import lora_config
 
@@ -39,6 +43,12 @@ def make_run(folder: Path, base_checkpoint: Path) -> Path:
             get_peft_model(trunk, lora_config(profile.reward.lora, "SEQ_CLS", trunk, modules_to_save=["score"]))
         )
         outputs.save_checkpoint(profile, "reward_model_final", reward_model, tokenizer)
+        both = load_preferences(profile)["train"]
+        items = [
+            Item(row["prompt"], tuple(Candidate(row[side], True, {}) for side in ("chosen", "rejected")), "corpus")
+            for row in both
+        ]
+        collect(outputs.collect_dir(profile) / "notebook", items, [LabRater(0), LabRater(1)])
     return folder
 
 
