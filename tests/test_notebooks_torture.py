@@ -42,9 +42,25 @@ def test_a_kill_waits_for_a_new_checkpoint_of_a_training(tmp_path, monkeypatch):
     run = torture.Tortured("run", tmp_path / "run", "0")
     kills = [torture.Kill("01_one/1_first", "runner", None)] * 2
     for expected in ("sft step_000001", "sft step_000002"):
-        status, kill = run.run(kills)
-        assert (status, kill.seconds, run.checkpoint()) == (-9, None, expected)
-    assert run.run(kills) == (0, None) and kills == []
+        assert run.run(kills) == (-9, [(torture.Kill("01_one/1_first", "runner", None), expected)])
+    assert run.run(kills) == (0, []) and kills == []
+
+
+def test_a_command_that_outlives_its_kernel_is_watched_further(tmp_path, monkeypatch):
+    """The stand-in of a runner starts a kernel, goes on when it dies, and begins the next notebook."""
+    script = tmp_path / "scripts" / "run.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "print('[1/2] 01_one/1_first', flush=True)\n"
+        "subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', 'ipykernel_launcher'])\n"
+        "print('[2/2] 01_one/2_second', flush=True)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(torture.outputs, "ROOT", tmp_path)
+    monkeypatch.setitem(torture.COMMANDS, "run", ["run.py"])
+    kills = [torture.Kill("01_one/1_first", "kernel", 0.1), torture.Kill("01_one/2_second", "runner", 0.1)]
+    expected = [(kill, torture.NOTHING) for kill in kills]
+    assert torture.Tortured("run", tmp_path / "run", "0").run(kills) == (-9, expected)
 
 
 @pytest.mark.slow

@@ -44,15 +44,17 @@ class Tortured:
         self.environment = others | own
         folder.mkdir(parents=True)
 
-    def run(self, kills: list[Kill]) -> tuple[int, Kill | None]:
-        """Run the command until it ends or the first of `kills` hits it, which is taken out; its exit status, the kill.
+    def run(self, kills: list[Kill]) -> tuple[int, list[tuple[Kill, str]]]:
+        """Run the command until it ends: its exit status, and the kills that hit it with what it goes on from.
 
-        A kill whose notebook has ended before its moment is taken out too.
+        They are taken out of `kills`, and so are those whose notebook has ended before their moment. A command outlives
+        the death of a kernel that has done its work already.
         """
         printed, before = self.log.stat().st_size if self.log.exists() else 0, self.checkpoint()
         with self.log.open("ab") as log:
             process = subprocess.Popen(self.arguments, env=self.environment, stdout=log, stderr=log)
         begun: dict[str, float] = {}
+        hits = []
         while process.poll() is None:
             time.sleep(0.05)
             stages = LABEL.findall(self.log.read_bytes()[printed:].decode(errors="replace"))
@@ -65,9 +67,11 @@ class Tortured:
             due = [kill for kill in here if (in_training if kill.seconds is None else passed >= kill.seconds)]
             if due and self._kill(process.pid, due[0].victim):
                 kills.remove(due[0])
-                process.wait()
-                return process.returncode, due[0]
-        return process.returncode, None
+                if due[0].victim == "runner":
+                    process.wait()
+                before = self.checkpoint()
+                hits.append((due[0], before))
+        return process.returncode, hits
 
     def _kill(self, pid: int, victim: str) -> bool:
         """Kill the runner or its kernel, and say whether there was one."""
@@ -129,12 +133,12 @@ def torture(command: str, count: int, folder: Path, draws: random.Random) -> pd.
         raise RuntimeError(f"{command}: the run without a kill failed; {outputs.show(whole.log)} says why.")
     kills, rows = plan(whole.seconds(), count, draws), []
     while True:
-        status, kill = killed.run(kills)
-        if kill is None:
+        status, hits = killed.run(kills)
+        for kill, left in hits:
+            rows.append((kill.stage, kill.victim, None if kill.seconds is None else round(kill.seconds, 1), left))
+            print(*rows[-1], sep="  ", flush=True)
+        if not (hits and status):
             break
-        second = None if kill.seconds is None else round(kill.seconds, 1)
-        rows.append((kill.stage, kill.victim, second, killed.checkpoint()))
-        print(*rows[-1], sep="  ", flush=True)
     if status:
         raise RuntimeError(f"{command}: a run that nothing killed failed; {outputs.show(killed.log)} says why.")
     table = pd.DataFrame(rows, columns=["stage", "killed", "second", "resumed_from"])
