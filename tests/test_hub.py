@@ -517,7 +517,7 @@ def test_snippets_of_the_documentation_give_the_notebooks_answers_and_scores(ser
 
 def test_snippets_of_the_cards_load_what_the_notebooks_load(server, published, finished, tmp_path):
     """Told by a fixed combination of what each model makes of the same tokens."""
-    keys = list(cards.published(cards.read_run(finished)))
+    keys = list(cards.published(finished, cards.read_run(finished)))
     code = "import torch\ntorch.set_num_threads(1)\n"
     for key in keys:
         name = "reward_model" if key == "reward_model" else "model"

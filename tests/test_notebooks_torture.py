@@ -53,13 +53,14 @@ def test_a_command_that_outlives_its_kernel_is_watched_further(tmp_path, monkeyp
     script.write_text(
         "import subprocess, sys, time\n"
         "print('[1/2] 01_one/1_first', flush=True)\n"
-        "subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', 'ipykernel_launcher'])\n"
+        "kernel = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', 'ipykernel_launcher'])\n"
+        "time.sleep(1)\nkernel.wait()\n"  # meanwhile the killed kernel is a zombie
         "print('[2/2] 01_one/2_second', flush=True)\ntime.sleep(60)\n"
     )
     monkeypatch.setattr(torture.outputs, "ROOT", tmp_path)
     monkeypatch.setitem(torture.COMMANDS, "run", ["run.py"])
-    kills = [torture.Kill("01_one/1_first", "kernel", 0.1), torture.Kill("01_one/2_second", "runner", 0.1)]
-    expected = [(kill, torture.NOTHING) for kill in kills]
+    kills = [torture.Kill("01_one/1_first", "kernel", 0.1)] * 2 + [torture.Kill("01_one/2_second", "runner", 0.1)]
+    expected = [(kill, torture.NOTHING) for kill in kills[1:]]
     assert torture.Tortured("run", tmp_path / "run", "0").run(kills) == (-9, expected)
 
 

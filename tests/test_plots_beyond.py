@@ -1,5 +1,7 @@
 """The figures of the comparison of methods show the numbers of their frames."""
 
+from rlhf.plots import style
+
 import numpy as np
 import pytest
 from plot_examples import EXAMPLES, draw, example, lines, panels
@@ -45,4 +47,5 @@ def test_logprobs_have_a_point_for_each_seed_method_and_side():
     shown = {line.get_label(): line.get_xdata() for line in axes.lines}
     for side in ("chosen", "rejected"):
         np.testing.assert_allclose(shown[f"{side} answers"], frame[frame.side == side].change)
-    assert [text.get_text() for text in axes.get_yticklabels()][-1] == "DPO"
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == [style.SERIES[key][2] for key in style.SERIES if key in set(frame.method)]

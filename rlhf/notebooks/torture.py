@@ -77,8 +77,7 @@ class Tortured:
         """Kill the runner or its kernel, and say whether there was one."""
         found = [pid]
         if victim == "kernel":
-            children = psutil.Process(pid).children()
-            found = [child.pid for child in children if "ipykernel_launcher" in child.cmdline()]
+            found = [child.pid for child in psutil.Process(pid).children() if _is_kernel(child)]
         for number in found:
             os.kill(number, signal.SIGKILL)
         return bool(found)
@@ -97,6 +96,14 @@ class Tortured:
     def tables(self) -> dict[str, bytes]:
         files = sorted(self.folder.glob("evaluation/*/[!.]*.csv"))
         return {file.name: file.read_bytes() for file in files if file.name not in MEASURED}
+
+
+def _is_kernel(process: psutil.Process) -> bool:
+    """Whether a process is a kernel that lives; one that was killed stays a zombie until its runner has noticed."""
+    try:
+        return "ipykernel_launcher" in process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie too
+        return False
 
 
 def _changed_at(path: Path) -> int:
