@@ -18,12 +18,12 @@ from rlhf.reward import scoring
 from rlhf.reward import training as reward_training
 from rlhf.reward.pairs import training_pairs
 from rlhf.template import format_prompt, format_response
-from rlhf.training import lora_config
+from rlhf.training import lora_config, without_table
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.ppo import ppo_trainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -67,10 +67,8 @@ def run_of(trainer) -> Callable[[], float]:
 
 
 def _quiet(trainer):
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
     trainer.resumes = False
-    return trainer
+    return without_table(trainer)
 
 
 def common(load: Workload, settings) -> dict:

@@ -6,7 +6,7 @@ from itertools import combinations
 from rlhf import metrics, models, outputs
 from rlhf.collect import agreement
 from rlhf.collect.items import load
-from rlhf.collect.journal import Journal
+from rlhf.collect.journal import journals_in
 from rlhf.data import error_kinds, load_preferences
 from rlhf.lab import gold_agreement, gold_score, gold_table
 from rlhf.lab.corpus import RATER_TEMPERATURE
@@ -134,8 +134,7 @@ def collected(profile):
     """The items that notebook 2.3 sampled, and the journals of its raters by their names."""
     folder = outputs.collect_dir(profile) / "notebook"
     items = load(folder / "items.jsonl")
-    paths = sorted((folder / "raters").glob("*.jsonl"))
-    return items, {path.stem: Journal(path.parent, path.stem, items) for path in paths}
+    return items, journals_in(folder / "raters", items)
 
 
 def raters_agreement(profile):

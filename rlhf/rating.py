@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf.collect.agreement import krippendorffs_alpha, pair_labels
 from rlhf.collect.items import Item
-from rlhf.collect.journal import Journal, rater_name
+from rlhf.collect.journal import Journal, journals_in, rater_name
 from rlhf.collect.pairs import export
 from rlhf.demo import SERVER as DEMO
 
@@ -67,8 +67,7 @@ class Desk:
 
     def __init__(self, folder: Path, items: Sequence[Item]):
         self.folder, self.items, self.lock = folder, items, threading.Lock()
-        names = sorted(path.stem for path in (folder / "raters").glob("*.jsonl"))
-        self.journals = {name: Journal(folder / "raters", name, items) for name in names}
+        self.journals = journals_in(folder / "raters", items)
 
     def journal(self, name: str) -> Journal:
         """That of a rater, an empty one for a new rater. Raises ValueError for what is no name."""

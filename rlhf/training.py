@@ -12,7 +12,15 @@ import pandas as pd
 import torch
 from peft import LoraConfig
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+
+def without_table(trainer):
+    """The trainer, which no longer shows its table of losses: that is for a notebook."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    return trainer
 
 
 def lr_scale(step: int, warmup_steps: int, total_steps: int | None = None) -> float:

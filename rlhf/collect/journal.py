@@ -135,5 +135,10 @@ class Journal:
             self._whole = file.tell()
 
 
+def journals_in(folder: Path, items: Sequence[Item]) -> dict[str, Journal]:
+    """The journals of all raters in a folder, by name. Raises ValueError as Journal does."""
+    return {path.stem: Journal(folder, path.stem, items) for path in sorted(folder.glob("*.jsonl"))}
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

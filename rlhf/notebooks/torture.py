@@ -63,7 +63,8 @@ class Tortured:
                 kills.pop(0)
             here = [kill for kill in kills if stages and kill.stage == stages[-1]]
             passed = time.monotonic() - begun[stages[-1]] if here else 0.0
-            in_training = self.checkpoint() not in (before, NOTHING)
+            waiting = any(kill.seconds is None for kill in here)
+            in_training = waiting and self.checkpoint() not in (before, NOTHING)
             due = [kill for kill in here if (in_training if kill.seconds is None else passed >= kill.seconds)]
             if due and self._kill(process.pid, due[0].victim):
                 kills.remove(due[0])

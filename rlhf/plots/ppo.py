@@ -118,9 +118,8 @@ def answer_tokens(frame: pd.DataFrame) -> Figure:
         axes.grid(False, axis="y")
         axes.grid(True, axis="x")
         axes.tick_params(left=False)
-    panels[0].set_yticks(
-        places, [style.as_label(text) for text in frame.token], parse_math=False
-    )  # two dollar signs are no formula
+    tokens = [style.as_label(text) for text in frame.token]
+    panels[0].set_yticks(places, tokens, parse_math=False)  # two dollar signs are no formula
     panels[0].set(ylabel="tokens", ylim=(len(frame) - 0.4, -0.6))
     return style.legend(figure, panels[1].get_legend_handles_labels()[0])
 

@@ -57,7 +57,7 @@ def run(profile: Profile) -> None:
     """Every method of the profile's seed that is not done, in the outputs folder that is set."""
     comparison = None
     for name in ("best_of_n", *METHODS):
-        saved = name not in registry.BY_COMMAND or outputs.checkpoint_path(profile, f"{name}_final").is_dir()
+        saved = name not in registry.BY_COMMAND or name in outputs.made_by_command(profile)
         if saved and len(_rows(profile, FILES[-1], name, profile.seed)):
             print(f"seed {profile.seed}: {name} is there", flush=True)
             continue
@@ -137,8 +137,7 @@ class Comparison:
     def gains(self, table: pd.DataFrame) -> list[float]:
         """Reward and gold above SFT's on the same prompts, with intervals; NaN for a gold score that is not known."""
         known = [score for score in ("reward", "gold") if score in table]
-        found = [number for score in known for number in metrics.paired_difference(table[score], self.start[score])]
-        return found + [math.nan] * (6 - len(found))
+        return _gains([table[score] for score in known], [self.start[score] for score in known])
 
     def summary(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of beyond_metrics.csv. Diversity is of all texts together: one number, so no interval."""
@@ -165,10 +164,9 @@ class Comparison:
         known = [0, 1] if self.profile.lab else [0]
         for n in CHOICES:
             best = [metrics.best_of_n(values[0], of, n) for of in values]
-            gains = [metrics.paired_difference(best[i], values[i].mean(axis=1)) for i in known]
-            gains += [(math.nan,) * 3] * (2 - len(gains))
+            gains = _gains([best[i] for i in known], [values[i].mean(axis=1) for i in known])
             rest = best[2].mean(), best[3].mean(), len(prompts)
-            rows.append(("n", n, False, metrics.best_of_n_kl(n), *gains[0], *gains[1], *rest))
+            rows.append(("n", n, False, metrics.best_of_n_kl(n), *gains, *rest))
         return {FILES[-1]: pd.DataFrame(rows, columns=POINT)}
 
     def tables(self, name: str) -> dict[str, pd.DataFrame]:
@@ -269,6 +267,12 @@ def against_ppo(prompts: pd.DataFrame) -> pd.DataFrame:
         }
         found.append(metrics.paired_rows({metric: scores}, against="ppo_scratch").assign(seed=seed))
     return pd.concat(found, ignore_index=True).rename(columns={"model": "method"})
+
+
+def _gains(scores: list, start: list) -> list[float]:
+    """The differences of reward and gold with their intervals, six numbers; NaN for a gold score that is not known."""
+    found = [number for both in zip(scores, start, strict=True) for number in metrics.paired_difference(*both)]
+    return found + [math.nan] * (6 - len(found))
 
 
 def _written(unit: float, factors: tuple[float, ...]) -> list[float]:

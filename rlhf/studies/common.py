@@ -12,10 +12,10 @@ from rlhf.profiles import Profile
 from rlhf.reward import scoring
 from rlhf.reward.pairs import load_pairs, training_pairs
 from rlhf.reward.training import make_trainer
+from rlhf.training import without_table
 
 import numpy as np
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback
 
 SHARES = {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2}  # of the training pairs, each a part of the next
 REWARD_MODELS = (*SHARES, "judge", "blind")  # that the studies train: checkpoints reward_model_<name>
@@ -73,9 +73,7 @@ class Study:
         model = models.new_reward_model(profile, profile.seed + other_seed)
         ordered = training_pairs(profile, self.tokenizer, pairs)
         trainer = make_trainer(profile, model, self.tokenizer, ordered, self.pairs["validation"])
-        for callback in (ProgressCallback, PrinterCallback):  # its table of losses is for a notebook
-            trainer.remove_callback(callback)
-        trainer.train()
+        without_table(trainer).train()
         outputs.save_checkpoint(profile, f"reward_model_{name}", trainer.model, self.tokenizer)
         outputs.forget_training(profile)
 

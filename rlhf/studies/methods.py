@@ -14,11 +14,11 @@ from rlhf.evaluation.answers import decode
 from rlhf.reward import scoring
 from rlhf.reward.pairs import training_order
 from rlhf.studies.common import Proxy, Study
+from rlhf.training import without_table
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback
 
 ROUNDS = 4  # of sampling and training, for the methods that do not sample at every step
 PASSES = 2  # over the answers or pairs of a round
@@ -67,10 +67,8 @@ class Trial:
 
     def fit(self, trainer, tokens: int) -> None:
         """Train the policy with a trainer of TRL; `tokens` go through a backward pass."""
-        for callback in (ProgressCallback, PrinterCallback):  # its table of losses is for a notebook
-            trainer.remove_callback(callback)
         trainer.resumes = False  # its cost is measured
-        trainer.train()
+        without_table(trainer).train()
         self.policy = trainer.model.eval()
         self.tokens += tokens
 
