@@ -47,6 +47,7 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every seed; it resumes
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/beyond.py
+	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 6_beyond_ppo
 
 troubleshooting: $(INSTALLED)  ## plant eight faults into PPO, one at a time, after make run, and draw them; it resumes
 	@$(VENV)/bin/python scripts/troubleshooting.py

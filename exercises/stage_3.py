@@ -3,7 +3,7 @@
 import itertools
 from functools import cache
 
-from rlhf import metrics, models, outputs
+from rlhf import dpo, metrics, models, outputs
 from rlhf.data import load_preferences
 from rlhf.evaluation.answers import decode, prompt_rows
 from rlhf.generation import Answer, answer_logprobs, right_padded
@@ -300,9 +300,50 @@ def implicit_reward(profile):
     return implicit, explicit
 
 
+def fitted_by_dpo(start, rewards, beta: float, paired: int):
+    """Logits of the policy with the lowest expected loss of DPO, from those of SFT, over all pairs of the first
+    `paired` answers, labelled by a Bradley-Terry rater who knows the rewards."""
+    i, j = torch.triu_indices(paired, paired, offset=1)
+    prefers, before = torch.sigmoid(rewards[i] - rewards[j]), start.log_softmax(0)
+    logits = start.clone().requires_grad_()
+    options = {"max_iter": 500, "tolerance_grad": 1e-12, "tolerance_change": 0}
+    optimiser = torch.optim.LBFGS([logits], line_search_fn="strong_wolfe", **options)
+
+    def loss():
+        optimiser.zero_grad()
+        now = logits.log_softmax(0)
+        as_labelled, reversed_ = (dpo.dpo_loss(now[a], now[b], before[a], before[b], beta) for a, b in ((i, j), (j, i)))
+        value = (prefers * as_labelled + (1 - prefers) * reversed_).mean()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return logits.detach()
+
+
+def optimum_of_dpo(profile):
+    """Eight answers with known rewards, an SFT policy over them, and a Bradley-Terry rater of all pairs: minimise the
+    expected loss of DPO, and compare the policy with pi_SFT exp(r / beta). Then leave two answers out of the pairs.
+
+    They are equal: with infinitely many labels DPO finds the policy that PPO looks for. The loss has no gradient in the
+    logits of answers that are in no pair: nothing says what they are worth, and their probability changes only as the
+    others make room. PPO would sample and score them.
+    """
+    draw, beta, found = torch.Generator().manual_seed(0), 0.5, {}
+    start, rewards = (torch.randn(8, generator=draw, dtype=torch.float64) for _ in range(2))
+    best = (start + rewards / beta).log_softmax(0)
+    for paired in (8, 6):
+        logits = fitted_by_dpo(start, rewards, beta, paired)
+        gap, moved = (logits.log_softmax(0) - best).abs(), (logits - start).abs()
+        found[paired] = gap.numpy(), moved.numpy()
+        print(f"{paired} of 8 in pairs: log-probabilities are off the optimum by at most {gap.max():.1e};")
+        print(f"  the logits of the last two moved by at most {moved[6:].max():.1e}")
+    return found
+
+
 SOLUTIONS = (other_coefficient, unit_of_the_reward, gae_by_definition, estimates_of_the_kl, baselines_by_enumeration)
 SOLUTIONS += (length_alone, borrowed_ending, kl_of_best_of_n, peak_of_noise, law_of_over_optimisation)
-SOLUTIONS += (mask_by_pad, score_in_a_batch, two_answers, implicit_reward)
+SOLUTIONS += (mask_by_pad, score_in_a_batch, two_answers, implicit_reward, optimum_of_dpo)
 
 if __name__ == "__main__":
     set_up(run := load_profile())

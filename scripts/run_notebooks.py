@@ -2,8 +2,9 @@
 
 A run resumes at the first notebook that has not finished for the code, settings and data that there are now; FORCE=1
 starts over. Notebooks can be named by a part of their path: these are executed, finished or not, and all after them
-count as unfinished. The last two draw what `make study` and `make troubleshooting` measure, and are executed only when
-they are named. FROM=hub:user/name[@revision] takes the checkpoints from there and executes the evaluation alone.
+count as unfinished. The last three draw what `make study`, `make troubleshooting` and `make beyond` measure, and are
+executed only when they are named. FROM=hub:user/name[@revision] takes the checkpoints from there and executes the
+evaluation alone.
 Exit status: 0 done, 1 a notebook failed, 2 the run could not start, 130 interrupted.
 """
 

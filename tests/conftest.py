@@ -308,5 +308,7 @@ def smoke(tmp_path_factory) -> Path:
             run_script(folder, "run_notebooks.py", "4_overoptimisation")
             run_script(folder, "troubleshooting.py")
             run_script(folder, "run_notebooks.py", "5_troubleshooting")
+            run_script(folder, "beyond.py", "0")
+            run_script(folder, "run_notebooks.py", "6_beyond_ppo")
             done.touch()
     return folder

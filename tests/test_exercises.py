@@ -315,3 +315,9 @@ def test_implicit_reward_of_the_policy_that_ppo_starts_from_is_a_tie_everywhere(
     monkeypatch.setattr(models, "load_policy", lambda *_: start)
     implicit, explicit = solution("implicit_reward")(finished)
     assert implicit == 0.5 and 0 <= explicit <= 1
+
+
+def test_dpo_finds_the_best_policy_where_all_answers_are_in_pairs_and_does_not_move_others(solution):
+    found = solution("optimum_of_dpo")(None)
+    assert found[8][0].max() < 1e-6
+    assert found[6][0].max() > 0.1 and (found[6][1][6:] == 0).all()

@@ -35,8 +35,9 @@ def stale_after(package, change, profile):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("ppo/algorithm.py", {"1_ppo_alignment", "2_ppo_from_scratch", "5_troubleshooting"}),
-        ("ppo/settings.py", {"1_ppo_alignment", "2_ppo_from_scratch", "5_troubleshooting"}),
+        ("ppo/algorithm.py", {"1_ppo_alignment", "2_ppo_from_scratch", "5_troubleshooting", "6_beyond_ppo"}),
+        ("ppo/settings.py", {"1_ppo_alignment", "2_ppo_from_scratch", "5_troubleshooting", "6_beyond_ppo"}),
+        ("dpo.py", {"6_beyond_ppo"}),
         ("evaluation/probes.py", {"3_evaluation"}),
         ("profiles.py", set(NOTEBOOKS)),
         ("lab/world.toml", set(NOTEBOOKS)),

@@ -107,6 +107,13 @@ def test_forced_troubleshooting_repeats_its_study_and_no_run():
     assert steps == ["scripts/troubleshooting.py", "FORCE= scripts/run_notebooks.py 5_troubleshooting"]
 
 
+def test_forced_comparison_repeats_no_run():
+    command = ["make", "--dry-run", "beyond", "FORCE=1"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    steps = [line.replace(".venv/bin/python ", "") for line in printed.splitlines() if "scripts/" in line]
+    assert steps == ["FORCE= scripts/seeds.py", "scripts/beyond.py", "FORCE= scripts/run_notebooks.py 6_beyond_ppo"]
+
+
 @pytest.mark.parametrize(("model", "installs"), [("smollm2", True), ("some/other", False)])
 def test_make_run_installs_the_packages_of_smollm2_only_when_it_is_asked_for(model, installs):
     command = ["make", "-n", "-C", str(ROOT), "run", f"RLHF_MODEL={model}", "VENV=/nowhere"]

@@ -38,6 +38,7 @@ EVALUATION = "03_ppo_alignment/3_evaluation"
 STUDIES = {
     "03_ppo_alignment/4_overoptimisation": "make study",
     "03_ppo_alignment/5_troubleshooting": "make troubleshooting",
+    "03_ppo_alignment/6_beyond_ppo": "make beyond",
 }
 PATH_VALUE = re.compile(r"PosixPath\('[^']*'\)")
 TIME_LINE = re.compile(r"^\*Time:.*$", re.MULTILINE)
