@@ -320,4 +320,4 @@ def test_implicit_reward_of_the_policy_that_ppo_starts_from_is_a_tie_everywhere(
 def test_dpo_finds_the_best_policy_where_all_answers_are_in_pairs_and_does_not_move_others(solution):
     found = solution("optimum_of_dpo")(None)
     assert found[8][0].max() < 1e-6
-    assert found[6][0].max() > 0.1 and (found[6][1][6:] == 0).all()
+    assert found[6][0].max() > 0.1 and found[6][1][6:].max() < 1e-12
