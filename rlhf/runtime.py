@@ -1,6 +1,7 @@
 """What the machine is and how it is used: device, precision, threads, seeds, clock."""
 
 import functools
+import gc
 import math
 import os
 import random
@@ -114,6 +115,17 @@ def clock() -> float:
     elif device().type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
+
+
+def free_memory() -> None:
+    """Give back the memory of what is no longer used.
+
+    A trainer refers to itself, and so keeps its gradients and its optimiser's state, three times the weights, until the
+    garbage collector comes by, which counts objects and not their size.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def positive_number(variable: str, example: str, zero: bool = False) -> float | None:

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import gc
+import weakref
 
 from rlhf import models, runtime
 from rlhf.generation import answer_logprobs, generate_answers
@@ -272,6 +274,21 @@ def test_head_and_log_softmax_are_float32_under_autocast(stage, monkeypatch):
     expected = exact.gather(-1, rollout.responses.unsqueeze(-1)).squeeze(-1) * rollout.mask
     assert torch.allclose(logprobs, expected, atol=1e-4)
     assert trainer.check_sampler() < 0.05
+
+
+def test_ppo_begins_without_the_memory_of_trainings_before_it(stage):
+    class Trainer:
+        def __init__(self):
+            self.itself = self
+
+    gc.disable()
+    try:
+        before = weakref.ref(Trainer())
+        assert before() is not None
+        make(stage, dataclasses.replace(SETTINGS, updates=1)).train()
+        assert before() is None
+    finally:
+        gc.enable()
 
 
 def test_sampler_that_disagrees_with_the_trainer_is_refused_before_training(stage, monkeypatch):
