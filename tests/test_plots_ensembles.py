@@ -28,7 +28,7 @@ def test_ensembles_without_gold_show_the_proxy_alone():
 
 
 def test_law_is_drawn_over_its_points_and_its_peak_as_far_as_was_measured():
-    frame, fits = EXAMPLES["laws"]
+    _, fits = EXAMPLES["laws"]
     axes = panels(example("laws"))[0]
     (row, *_) = fits.itertuples()
     curves = [line for line in axes.lines if len(line.get_xdata()) == 200]

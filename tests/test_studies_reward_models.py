@@ -85,7 +85,7 @@ def gains_of(study, monkeypatch):
 def test_gains_continue_the_table_of_relevance(unchanged, monkeypatch):
     relevance, _ = relevance_of(unchanged, monkeypatch)
     table, trained = gains_of(unchanged, monkeypatch)
-    assert trained == {"blind": {"mismatched_first": 0.0}} | dict.fromkeys(common.SHARES, {})
+    assert trained == {"blind": {"mismatched_first": 0.0}} | {name: {} for name in common.SHARES}
     assert list(table.columns) == list(relevance.columns)
     measured = table.groupby("reward_model", sort=False).metric.agg(set)
     assert measured["blind"] == measured["seeing"] == {"accuracy sampled"}
@@ -95,11 +95,10 @@ def test_gains_continue_the_table_of_relevance(unchanged, monkeypatch):
 
 
 class SampledStudy:
-    """Two prompts more than there are scores, for nothing: gold of the first and the second answer to each."""
-
-    prompts = ["a", "b", "c", "d"]
+    """Two answers to each of four prompts, of which gold is known: first that of all first ones, then of the second."""
 
     def __init__(self, gold):
+        self.prompts = ["a", "b", "c", "d"]
         self.gold = lambda *_: np.array(gold, dtype=float)
 
 

@@ -126,7 +126,8 @@ def accuracy_and_gain(sizes: pd.DataFrame, relevance: pd.DataFrame, curves: pd.D
     ends = (ends.last() - ends.first()).reset_index()
     ends["reward_model"] = np.where(ends.setting.str.endswith("all pairs"), "seeing", "quarter")
     pushed = "PPO pushed, " + ends.setting.str.rpartition(", ")[0]
-    ends["optimised"] = pushed.where(ends.method == "ppo", f"best of {curves.x.max()}")
+    largest = curves.x[curves.method == "best_of_n"].max()
+    ends["optimised"] = pushed.where(ends.method == "ppo", f"best of {largest}")
     run = measured.reindex(columns=["gold"]).reset_index().assign(optimised="PPO as in the run")
     gained = pd.concat([run, ends])[["optimised", *by, "gold"]].dropna()
     return gained.merge(accurate.reset_index(), on=by)
