@@ -163,6 +163,15 @@ def test_rank_correlation_is_that_of_each_accuracy_with_its_honest_number():
     assert (table.ci_low <= table.correlation).all() and (table.correlation <= table.ci_high).all()
 
 
+def test_interval_of_a_rank_correlation_of_few_points_is_wide():
+    points = pd.DataFrame({"optimised": "a", "seed": range(6), "reward_model": "m", "gold": [0, 1, 2, 3, 5, 4]})
+    (row,) = reward_models.correlations(points.assign(accuracy=[0, 0, 0, 0, 0, 1])).itertuples()
+    assert row.ci_low < 0 < row.correlation < row.ci_high < 1  # only one accuracy differs
+    (row,) = reward_models.correlations(points.assign(accuracy=range(6))).itertuples()
+    z = np.arctanh(33 / 35) - 1.96 * np.sqrt((1 + (33 / 35) ** 2 / 2) / 3)  # one exchange of two neighbours
+    assert (row.correlation, row.ci_low) == pytest.approx((33 / 35, np.tanh(z)))
+
+
 SFT, POLICIES = [0.0] * 4, {"base": [-1.0] * 4, "ppo": [1.0, 1.0, 1.0, -1.0]}
 
 

@@ -42,7 +42,7 @@ def laws(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     frame: overoptimisation.csv or ensembles.csv; fits: that of studies.laws.fits. At the foot of a panel, for each
     seed, the interval of the law's peak, as far as points were measured.
     """
-    frame = _gains(frame, ["gold"])
+    frame = _gains(frame[frame.method.isin(fits.method)], ["gold"])
     panels = list(dict.fromkeys(zip(fits.method, fits.setting, strict=True)))
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -92,7 +92,12 @@ def accuracy_and_gain(frame: pd.DataFrame, accuracy: str = "accuracy") -> Figure
         axes.margins(0.1)
         last = i + columns >= len(names)
         left = "" if i % columns else "gold above SFT\n(points)"
-        style.label(axes, "share of test pairs right" if last else "", left, name.replace("kl_coef", "KL coefficient"))
+        style.label(
+            axes,
+            f"{style.words(accuracy)} (share of pairs right)" if last else "",
+            left,
+            name.replace("kl_coef", "KL coefficient"),
+        )
         axes.tick_params(labelbottom=last)
         style.ticks(axes.xaxis, 4)
     for axes in grid[len(names) :]:

@@ -36,9 +36,9 @@ def fit(method: str, distance: np.ndarray, gold: np.ndarray, error: np.ndarray) 
     terms = np.stack([distance, -distance * SHAPES[method](distance)], axis=1)
     alpha, beta = np.linalg.lstsq(terms, gains.T, rcond=None)[0]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        peak = np.where(beta > 0, PEAKS[method](alpha, beta).clip(min=0), np.inf)
+        peak_kl = np.where(beta > 0, PEAKS[method](alpha, beta).clip(min=0), np.inf) ** 2
     found = {}
-    for name, values in zip(FITTED, (alpha, beta, peak**2), strict=True):
+    for name, values in zip(FITTED, (alpha, beta, peak_kl), strict=True):
         low, high = np.quantile(values[1:], LIMITS, method="nearest")  # infinity has no neighbour to interpolate with
         found |= {name: values[0], f"{name}_low": low, f"{name}_high": high}
     return found | {"residual": np.sqrt(np.mean((gains[0] - terms @ [alpha[0], beta[0]]) ** 2))}

@@ -12,6 +12,7 @@ from rlhf.studies.common import SHARES, Proxy, Study
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 NAMES = {share: name for name, share in SHARES.items()} | {1.0: "seeing"}  # of the models of data_size.csv
 SHOWN_BY_PROMPT = ("off_topic", "wrong_object", "wrong_action")  # kinds of error that only the prompt shows
@@ -137,17 +138,24 @@ def correlations(points: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of each accuracy with the gold score gained, for each way to optimise.
 
     points: those of `accuracy_and_gain`. Columns: optimised, accuracy, correlation, ci_low, ci_high, n, reward_models,
-    seeds. The interval is of a bootstrap over the n points as if they were independent. They are not: those of a seed
-    share SFT and the data, those of a reward model its number of pairs. So it is too narrow rather than too wide.
+    seeds. The 95 % interval is that of Bonett and Wright 2000, by Fisher's z with the variance (1 + r^2 / 2) / (n - 3):
+    a bootstrap of so few points, many of them equal, would draw hardly any other order than the one that was found. It
+    takes the n points as independent. They are not: those of a seed share SFT and the data, those of a reward model its
+    number of pairs. So it is too narrow rather than too wide.
     """
     rows = []
     for optimised, found in points.groupby("optimised", sort=False):
         for accuracy in points.filter(like="accuracy"):
             known = found.dropna(subset=accuracy)
-            if len(known) >= 3:
-                interval = metrics.rank_correlation(known[accuracy], known.gold)
+            if len(known) > 3:
+                correlation = spearmanr(known[accuracy], known.gold).statistic
+                z, error = (
+                    np.arctanh(np.clip(correlation, -0.999, 0.999)),
+                    np.sqrt((1 + correlation**2 / 2) / (len(known) - 3)),
+                )
+                interval = np.tanh([z - 1.96 * error, z + 1.96 * error])
                 counts = len(known), known.reward_model.nunique(), known.seed.nunique()
-                rows.append((optimised, accuracy, *interval, *counts))
+                rows.append((optimised, accuracy, correlation, *interval, *counts))
     columns = ["optimised", "accuracy", "correlation", "ci_low", "ci_high", "n", "reward_models", "seeds"]
     return pd.DataFrame(rows, columns=columns)
 
