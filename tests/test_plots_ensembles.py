@@ -4,7 +4,7 @@ from rlhf.studies import laws
 
 import numpy as np
 import pytest
-from plot_examples import EXAMPLES, draw, example, lines, panels
+from plot_examples import EXAMPLES, example, lines, panels
 
 LABELS = {"single reward model", "mean of three", "worst case of three", "uncertainty-weighted"}
 
@@ -18,13 +18,6 @@ def test_ensembles_show_the_change_of_gold_in_deviations_by_distance():
     np.testing.assert_allclose(lines(gold)["single reward model"], np.mean(change, axis=0))
     (thick,) = [line for line in gold.lines if line.get_label() == "single reward model"]
     np.testing.assert_allclose(thick.get_xdata(), np.sqrt(0.3) * np.arange(11))
-
-
-def test_ensembles_without_gold_show_the_proxy_alone():
-    (frame,) = EXAMPLES["ensemble_curves"]
-    shown = panels(draw("ensemble_curves", frame.assign(gold=np.nan, gold_unit=np.nan)))
-    assert len(shown) == 2 and [axes.get_title(loc="left") for axes in shown] == ["best of n", "PPO"]
-    assert all(set(lines(axes)) == LABELS for axes in shown)
 
 
 def test_law_is_drawn_over_its_points_and_its_peak_as_far_as_was_measured():

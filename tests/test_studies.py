@@ -1,5 +1,6 @@
 """Running the studies: what is resumed, what FORCE=1 deletes, how seeds are gathered, and the command line."""
 
+import dataclasses
 import runpy
 import sys
 
@@ -90,6 +91,13 @@ def test_ensembles_are_studies_of_their_own_with_their_own_files_and_reward_mode
     left = {path.name.removeprefix("reward_model_") for path in outputs.checkpoints_dir(profile).iterdir()}
     assert left == set(common.REWARD_MODELS) and len(read(profile)) == 1
     assert not any((outputs.evaluation_dir(profile) / name).exists() for name in studies.ENSEMBLES)
+
+
+def test_ensembles_of_real_data_are_refused_before_anything_is_trained(profile, parts):
+    real = dataclasses.replace(profile, lab=None, dataset="some/pairs")
+    with pytest.raises(ValueError, match=r"dataset 'some/pairs' has no gold score .*; run them on the lab profile\."):
+        studies.run(real, studies.ENSEMBLES)
+    assert parts == []
 
 
 def test_run_keeps_the_rows_of_other_seeds(profile, parts):

@@ -48,11 +48,6 @@ def test_gold_is_compared_with_that_of_the_single_model_at_the_same_distance():
     assert np.isnan(rows[2]).all()  # the single model was not there
 
 
-def test_without_gold_nothing_is_compared():
-    nothing = curve([0, 1], [np.nan] * 2)
-    assert np.isnan(ensembles.above_single(nothing, nothing)).all()
-
-
 def test_best_of_n_by_each_combination_is_of_the_same_answers(monkeypatch):
     count = overoptimisation.CANDIDATES
     gold, *scores = np.random.default_rng(0).normal(size=(4, 2, count))

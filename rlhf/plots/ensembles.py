@@ -16,13 +16,12 @@ DISTANCE = "square root of KL (nats per answer)"
 
 @style.draws("seed method setting x kl proxy gold gold_unit")
 def ensemble_curves(frame: pd.DataFrame) -> Figure:
-    """Gold and proxy of ensembles.csv above SFT by distance, best of n beside PPO; without gold the proxy alone.
+    """Gold and proxy of ensembles.csv above SFT by distance, best of n beside PPO.
 
     A thin line for each seed, a thick one for the mean over points of equal x.
     """
     frame = _gains(frame, ["gold", "proxy"])
     rows = {"gold": "gold score", "proxy": "the proxy that was\noptimised"}
-    rows = {score: text for score, text in rows.items() if frame[score].notna().all()}
     title = "Gold score and proxy by distance from SFT, for a single reward model and for ensembles of three"
     figure, grid = style.new_panels(title, 1.4 + 2.3 * len(rows), len(rows), len(METHODS), sharex="col", sharey="row")
     for i, (axes, (score, method)) in enumerate(zip(grid, [(s, m) for s in rows for m in METHODS], strict=True)):

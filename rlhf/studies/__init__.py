@@ -22,10 +22,15 @@ TROUBLESHOOTING = ("troubleshooting.csv", "troubleshooting_end.csv", "troublesho
 def run(profile: Profile, files: tuple[str, ...] = FILES) -> None:
     """The studies of the profile's seed that are not done, in the outputs folder that is set.
 
-    files: FILES or ENSEMBLES. A study is done whose last CSV has rows of the seed.
+    files: FILES or ENSEMBLES. A study is done whose last CSV has rows of the seed. Raises ValueError for ENSEMBLES of
+    real data.
     """
     from rlhf.studies import common, ensembles, overoptimisation, reward_models
 
+    if files is ENSEMBLES and not profile.lab:
+        raise ValueError(
+            f"dataset {profile.dataset!r} has no gold score to judge ensembles by; run them on the lab profile."
+        )
     parts = {
         "data_size.csv": reward_models.data_size,
         "relevance.csv": reward_models.relevance,

@@ -58,7 +58,7 @@ class Ensemble:
         return self.combine(np.stack([proxy(answers, prompts) for proxy in self.proxies]))
 
     def reward(self, prompts: list[str], responses: list[str], ended: list[bool]) -> np.ndarray:
-        """The reward function of PPO: above the mean of SFT, since the models' levels differ."""
+        """The reward function of PPO: what a call gives, so not at the level that each model has of its own."""
         return self.combine(np.stack([proxy.reward(prompts, responses, ended) - proxy.level for proxy in self.proxies]))
 
 
@@ -99,7 +99,7 @@ def best_of_n_curves(study: Study, proxies: list[Proxy]) -> list:
 
 
 def policy_curves(study: Study, proxies: list[Proxy]) -> list:
-    """The curves of PPO against the first model and against each combination."""
+    """The curves of PPO against the first model and against each combination; they start from the same seed."""
     ensembles = {"single": Ensemble(proxies[:1], mean)}
     ensembles |= {name: Ensemble(proxies, combine) for name, combine in COMBINATIONS.items()}
     return [
@@ -112,14 +112,14 @@ def above_single(curve, single) -> list[tuple[float, float, float]]:
     """Of each point of a curve, gold minus that of the single model's curve at the same distance, with its interval.
 
     The distance is the square root of the KL. Between two points of the single model's curve each prompt's gold score
-    is taken from the straight line; beyond its last point, and without gold, all three numbers are NaN.
+    is taken from the straight line; beyond its last point all three numbers are NaN.
     """
     (points, scores), (others, other_scores) = curve, single
     order = np.argsort(others.kl.to_numpy(), kind="stable")
     reached = np.sqrt(others.kl.clip(lower=0).to_numpy()[order])
     rows = []
     for distance, gold in zip(np.sqrt(points.kl.clip(lower=0)), scores["gold"], strict=True):
-        if distance > reached[-1] or np.isnan(gold).any():
+        if distance > reached[-1]:
             rows.append((np.nan,) * 3)
         else:
             there = [np.interp(distance, reached, of) for of in other_scores["gold"][order].T]
