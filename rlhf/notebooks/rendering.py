@@ -22,10 +22,12 @@ import pandas as pd
 from nbformat import NotebookNode
 
 STUDY_PLOTS = ("relevance", "data_size", "overoptimisation", "best_of_n", "judge", "frontier")
-STUDY_PLOTS += ("ensembles", "laws_ppo", "laws_best_of_n", "accuracy_and_gain")
-KEPT_WITHOUT_STUDY = {"seeds.csv", "ppo_grid.csv", *studies.FILES, *studies.ENSEMBLES}
-KEPT_WITHOUT_STUDY |= {f"{name}.png" for name in STUDY_PLOTS}
-OF_COMMANDS = ("troubleshooting", "beyond_")  # how the names of all files begin that these commands of make write
+KEPT_WITHOUT_STUDY = {"seeds.csv", "ppo_grid.csv", *studies.FILES, *(f"{name}.png" for name in STUDY_PLOTS)}
+OF_COMMANDS = (
+    "troubleshooting",
+    "beyond_",
+    *studies.ENSEMBLES,
+)  # how the names of all files begin that these commands of make write
 MAX_BYTES = 500_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")

@@ -90,13 +90,8 @@ def accuracy_and_gain(frame: pd.DataFrame, accuracy: str = "accuracy") -> Figure
         axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
         axes.margins(0.1)
         last = i + columns >= len(names)
-        left = "" if i % columns else "gold above SFT\n(points)"
-        style.label(
-            axes,
-            f"{style.words(accuracy)} (share of pairs right)" if last else "",
-            left,
-            name.replace("kl_coef", "KL coefficient"),
-        )
+        below = f"{style.words(accuracy)} (share of pairs right)" if last else ""
+        style.label(axes, below, "gold above SFT (points)", name.replace("kl_coef", "KL coefficient"))
         axes.tick_params(labelbottom=last)
         style.ticks(axes.xaxis, 4)
     for axes in grid[len(names) :]:
