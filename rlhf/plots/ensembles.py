@@ -91,7 +91,7 @@ def accuracy_and_gain(frame: pd.DataFrame, accuracy: str = "accuracy") -> Figure
         axes.margins(0.1)
         last = i + columns >= len(names)
         below = f"{style.words(accuracy)} (share of pairs right)" if last else ""
-        style.label(axes, below, "gold above SFT (points)", name.replace("kl_coef", "KL coefficient"))
+        style.label(axes, below, "gold above SFT\n(points)", name.replace("kl_coef", "KL coefficient"))
         axes.tick_params(labelbottom=last)
         style.ticks(axes.xaxis, 4)
     for axes in grid[len(names) :]:
