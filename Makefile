@@ -18,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo collect
-.PHONY: script export jupyter pretrain torture bench test lint
+.PHONY: ensembles script export jupyter pretrain torture bench test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -43,6 +43,10 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/study.py
 	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
+
+ensembles: $(INSTALLED)  ## three reward models as one, and their accuracy against PPO's gain, after make study; it resumes
+	@FORCE= $(VENV)/bin/python scripts/seeds.py
+	@$(VENV)/bin/python scripts/study.py --ensembles
 
 beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every seed; it resumes
 	@FORCE= $(VENV)/bin/python scripts/seeds.py

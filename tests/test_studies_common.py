@@ -79,6 +79,22 @@ def test_reward_model_does_not_depend_on_those_that_were_trained_before_it(study
     assert not torch.equal(weights(study.profile, "judge")["score.weight"], first["score.weight"])
 
 
+def test_members_of_an_ensemble_are_trained_on_the_same_pairs_by_other_seeds(study, monkeypatch):
+    made = []
+
+    def trainer(profile, model, tokenizer, train, validation):
+        made.append((profile.seed, sorted(train["chosen"]), train["chosen"], model.score.weight.clone()))
+        raise InterruptedError
+
+    monkeypatch.setattr(common, "make_trainer", trainer)
+    for member, name in enumerate(common.MEMBERS[:2]):
+        with pytest.raises(InterruptedError):
+            study.train_reward_model(name, study.part_of_pairs(1 / 4), member=member, mismatched_first=0.0)
+    first, second = made
+    assert (first[0], second[0]) == (study.profile.seed, study.profile.seed + 1000)
+    assert first[1] == second[1] and first[2] != second[2] and not torch.equal(first[3], second[3])
+
+
 def test_reward_model_that_is_there_is_not_trained_again(study, monkeypatch):
     outputs.checkpoint_path(study.profile, "reward_model_half").mkdir(parents=True)
     monkeypatch.setattr(common, "make_trainer", None)

@@ -64,7 +64,7 @@ def _from_start(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**frame[SCORES] - frame.groupby(["setting", "seed"])[SCORES].transform("first"))
 
 
-def _seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **look) -> None:
+def seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **look) -> None:
     """y over x: a thin line for each seed, a thick one for their mean over the rows of equal `step`."""
     for _, seed in rows.groupby("seed"):
         axes.plot(seed[x], seed[y], color=colour, linewidth=0.8, alpha=0.5)
@@ -82,7 +82,7 @@ def _three_scores(axes, rows: pd.DataFrame, turns: pd.DataFrame, x: str) -> None
     for name, dashes in zip(SCORES, ("-", ":", "--"), strict=True):
         if rows[name].notna().all():
             colour, _, text = style.SERIES[name]
-            _seed_lines(axes, rows, x, name, "place", colour, label=text, linestyle=dashes)
+            seed_lines(axes, rows, x, name, "place", colour, label=text, linestyle=dashes)
     mean = rows.groupby("place")[[x, *SCORES]].mean()
     axes.fill_between(mean[x], mean.proxy, mean.gold, color=style.GREY, alpha=0.2, linewidth=0, label="gap")
     axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
@@ -130,7 +130,7 @@ def data_size(frame: pd.DataFrame, slices: tuple[str, ...]) -> Figure:
     shown = [name for name in ("all", *slices) if name in set(frame.slice)]
     for name, colour in zip(shown, (style.BLACK, style.BLUE, style.VERMILION, style.GREEN), strict=False):
         text = "all test pairs" if name == "all" else style.words(name)
-        _seed_lines(axes, frame[frame.slice == name], "pairs", "accuracy", "pairs", colour, marker="o", label=text)
+        seed_lines(axes, frame[frame.slice == name], "pairs", "accuracy", "pairs", colour, marker="o", label=text)
     axes.set_xscale("log", base=2)
     sizes = sorted(frame.pairs.unique())
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])

@@ -43,6 +43,13 @@ SERIES = {key: (model.colour, model.marker, model.label) for key, model in MODEL
     "blind": (ORANGE, "v", "blind reward model"),
     "seeing": (GREEN, "o", "seeing reward model"),
     "best_of_n": (GREY, "*", "best of n"),
+    "eighth": (SKY, "v", "1/8 of pairs"),
+    "quarter": (BLUE, "P", "1/4 of pairs"),
+    "half": (PURPLE, "X", "1/2 of pairs"),
+    "single": (BLACK, "o", "single reward model"),
+    "mean": (BLUE, "s", "mean of three"),
+    "worst_case": (VERMILION, "v", "worst case of three"),
+    "uncertainty_weighted": (GREEN, "D", "uncertainty-weighted"),
 }
 SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, BLACK, ORANGE), "PXdp"
 METRICS = {
