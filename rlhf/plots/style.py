@@ -42,6 +42,10 @@ SERIES = {key: (model.colour, model.marker, model.label) for key, model in MODEL
     "gold": (BLUE, "D", "gold score"),
     "blind": (ORANGE, "v", "blind reward model"),
     "seeing": (GREEN, "o", "seeing reward model"),
+    "corpus": (BLACK, "o", "pairs of the corpus"),
+    "on_policy": (BLUE, "D", "SFT's answers"),
+    "both": (GREEN, "P", "half of each"),
+    "active": (VERMILION, "^", "SFT's, chosen"),
     "best_of_n": (GREY, "*", "best of n"),
 }
 SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, BLACK, ORANGE), "PXdp"
