@@ -174,7 +174,7 @@ class Budget:
         rows = metrics.summary_rows(arm, {metric: values for metric, values in measured.items() if len(values)})
         rows = rows.drop(columns="model")
         rows.insert(0, "labels", len(pairs))
-        return {FILES[0]: pd.DataFrame([gains]), FILES[1]: rows}
+        return {FILES[0]: pd.DataFrame([gains]).rename(columns=str), FILES[1]: rows}
 
 
 def agreed(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
