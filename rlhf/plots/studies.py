@@ -151,10 +151,10 @@ def labels(frame: pd.DataFrame) -> Figure:
     }
     shown, places = [metric for metric in texts if metric in set(frame.metric)], sorted(frame.labels.unique())
     style.check(frame[frame.metric.isin(shown)])
-    figure, panels = style.new_panels("What labels buy, by the answers that are labelled", 3.9, 1, len(shown))
+    figure, panels = style.new_panels("Gold that PPO gains by number of labels, and accuracy of its reward model", 3.9, 1, len(shown))
     arms = style.each_series(frame, "arm")
     for axes, metric in zip(panels, shown, strict=True):
-        for (rows, look), offset in zip(arms, style.offsets(len(arms), 0.3), strict=True):
+        for (rows, look), offset in zip(arms, style.offsets(len(arms), 0.2), strict=True):
             rows = rows[rows.metric == metric]
             faint = {"color": look["color"], "marker": look["marker"], "s": 18, "alpha": 0.4, "linewidths": 0}
             axes.scatter(rows.labels * 2**offset, rows["mean"], **faint)
