@@ -151,7 +151,8 @@ def labels(frame: pd.DataFrame) -> Figure:
     }
     shown, places = [metric for metric in texts if metric in set(frame.metric)], sorted(frame.labels.unique())
     style.check(frame[frame.metric.isin(shown)])
-    figure, panels = style.new_panels("Gold that PPO gains by number of labels, and accuracy of its reward model", 3.9, 1, len(shown))
+    title = "Gold that PPO gains by number of labels, and accuracy of its reward model"
+    figure, panels = style.new_panels(title, 3.9, 1, len(shown))
     arms = style.each_series(frame, "arm")
     for axes, metric in zip(panels, shown, strict=True):
         for (rows, look), offset in zip(arms, style.offsets(len(arms), 0.2), strict=True):
