@@ -113,7 +113,7 @@ def test_arms_have_the_same_prompts_and_smaller_sizes_are_in_larger_ones(unchang
     for size, of in corpus.items():
         assert of == rows_of(budget.study.part_of_pairs(labels.SIZES[size]))  # those of the study of data size
         assert [prompt for prompt, *_ in of] == [prompt for prompt, *_ in own[size]]
-        assert both[size][::2] == of[::2] and both[size][1::2] == own[size][1::2]
+        assert both[size] == of[::2] + own[size][1::2]
     assert len(budget.own) == 70 and not set(own["quarter"]) & set(corpus["quarter"])
     assert len(rows_of(budget.pairs("corpus", "final"))) == 140
 
