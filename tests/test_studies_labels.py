@@ -60,13 +60,13 @@ def test_scores_and_gold_agree_on_the_first_two_answers_to_a_prompt():
     assert labels.agreed(scores, gold).tolist() == [1, 0.5, 0]  # gold does not tell the second prompt's two apart
 
 
-def test_arms_are_compared_with_the_corpus_at_as_many_labels_and_on_the_same_prompts():
+def test_arms_are_compared_with_one_of_them_at_as_many_labels_and_on_the_same_prompts():
     rows = [
         (seed, arm, share, 1.0 + gain, 5.0 + gain)
         for seed, shift in ((0, 0.5), (1, -2.0))
         for share, arm, gain in ((1.0, "corpus", 9.0), (0.25, "corpus", 0.0), (0.25, "active", shift))
     ]
-    table = labels.against_corpus(pd.DataFrame(rows, columns=[*labels.KEY, "0", "1"]))
+    table = labels.against(pd.DataFrame(rows, columns=[*labels.KEY, "0", "1"]), "corpus")
     assert table.difference.tolist() == table.ci_low.tolist() == table.ci_high.tolist() == [0.5, -2.0]
     assert table[["arm", "against", "seed", "share", "n"]].to_numpy().tolist() == [
         ["active", "corpus", 0, 0.25, 2],

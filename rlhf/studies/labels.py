@@ -186,13 +186,13 @@ def agreed(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
     return 1 - np.abs(by_score - by_gold)[by_gold != 0.5]
 
 
-def against_corpus(gains: pd.DataFrame) -> pd.DataFrame:
-    """Each arm's gold minus that of corpus at as many labels, paired by prompt, for each seed of labels_gains.csv.
+def against(gains: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """The gold of the other arms minus that of `arm` at as many labels, paired by prompt, for each seed.
 
-    Columns: arm, against, metric (gold), difference, ci_low, ci_high, n, seed, share.
+    gains: labels_gains.csv. Columns: arm, against, metric (gold), difference, ci_low, ci_high, n, seed, share.
     """
     found = []
     for (seed, share), rows in gains[gains.share < 1].groupby(["seed", "share"]):
         scores = dict(zip(rows.arm, rows.drop(columns=KEY).to_numpy(), strict=True))
-        found.append(metrics.paired_rows({"gold": scores}, against="corpus").assign(seed=seed, share=share))
+        found.append(metrics.paired_rows({"gold": scores}, against=arm).assign(seed=seed, share=share))
     return pd.concat(found, ignore_index=True).rename(columns={"model": "arm"})
