@@ -48,8 +48,7 @@ beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every 
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/beyond.py
 
-labels: $(INSTALLED)  ## compare labels of the policy's own answers with the corpus's, for every seed; it resumes
-	@FORCE= $(VENV)/bin/python scripts/seeds.py
+labels: $(INSTALLED)  ## compare labels of the policy's own answers with the corpus's, after make seeds; it resumes
 	@$(VENV)/bin/python scripts/labels.py
 
 troubleshooting: $(INSTALLED)  ## plant eight faults into PPO, one at a time, after make run, and draw them; it resumes

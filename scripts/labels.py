@@ -3,8 +3,9 @@
 python scripts/labels.py             # every seed of `make seeds`, one after the other, then gather
 python scripts/labels.py 0           # these seeds alone; rows of the others are kept
 
-It takes up the runs of `make seeds` where they ended, and does the parts, an arm at a number of labels, that are not
-done yet. Exit status: 0 done, 2 it could not start, else that of the seed that failed.
+It takes up the runs of `make seeds`, and does the parts, an arm at a number of labels, that are not done yet. To repeat
+it, delete labels.csv and the checkpoints reward_model_<arm>_*. Exit status: 0 done, 2 it could not start, else that of
+the seed that failed.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> int:
         with outputs.run_lock():
             labels.run(profile)
         return 0
+    labels.check(profile, seeds)  # before a seed has taken its time
     for seed in seeds:
         if status := run_script(profile, seed, "labels.py", "--here"):
             return status

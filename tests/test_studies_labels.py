@@ -199,9 +199,18 @@ def test_corpus_has_the_reward_models_of_the_study_of_data_size(study):
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
-def test_real_data_are_refused_because_nothing_is_known_of_their_answers(profile):
+def test_what_can_not_be_compared_is_refused_before_a_seed_has_taken_its_time(profile, monkeypatch, capsys):
     with pytest.raises(ValueError, match="profile 'smoke' has no gold score to judge by; set RLHF_PROFILE=lab"):
-        labels.run(dataclasses.replace(profile, lab=None))
+        labels.check(dataclasses.replace(profile, lab=None), [0])
+    finish(profile, 0)
+    monkeypatch.setattr("rlhf.studies.seeds.run_script", None)
+    assert main(monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert "seeds/1/" in error and "gold.csv is missing; run `make seeds`" in error
+
+
+def finish(profile, seed):
+    outputs.write_csv(profile, "gold.csv", pd.DataFrame({"model": ["ppo"]}), base=folders(profile)[seed])
 
 
 def main(monkeypatch, *arguments):
@@ -212,6 +221,8 @@ def main(monkeypatch, *arguments):
 
 def test_each_seed_runs_in_a_process_of_its_own_and_all_are_gathered(profile, monkeypatch):
     calls = []
+    for seed in folders(profile):
+        finish(profile, seed)
 
     def run_script(profile, seed, *command):
         calls.append((seed, *command))

@@ -23,11 +23,8 @@ from nbformat import NotebookNode
 
 STUDY_PLOTS = ("relevance", "data_size", "overoptimisation", "best_of_n", "judge", "frontier")
 KEPT_WITHOUT_STUDY = {"seeds.csv", "ppo_grid.csv", *studies.FILES, *(f"{name}.png" for name in STUDY_PLOTS)}
-OF_COMMANDS = (
-    "troubleshooting",
-    "beyond_",
-    "labels",
-)  # how the names of all files begin that these commands of make write
+# How the names of all files begin that these commands of make write.
+OF_COMMANDS = ("troubleshooting", "beyond_", "labels")
 MAX_BYTES = 500_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")

@@ -28,6 +28,7 @@ from rlhf.lab import gold_agreement
 from rlhf.profiles import Profile
 from rlhf.reward import scoring
 from rlhf.studies.common import Proxy, Study
+from rlhf.studies.seeds import read_csv
 
 import numpy as np
 import pandas as pd
@@ -47,10 +48,16 @@ POOL = 1 / 2  # of the prompts of the training pairs: those that SFT answers
 MEMBERS = 3  # of the ensemble
 
 
-def run(profile: Profile) -> None:
-    """Every part of the profile's seed that is not done. Raises ValueError for real data, which have no gold score."""
+def check(profile: Profile, seeds: list[int]) -> None:
+    """Raise ValueError for real data, which have no gold score, and FileNotFoundError where a seed has no run."""
     if not profile.lab:
         raise ValueError(f"profile {profile.name!r} has no gold score to judge by; set RLHF_PROFILE=lab.")
+    for seed in seeds:
+        read_csv(profile, seed, "gold.csv", "make seeds")
+
+
+def run(profile: Profile) -> None:
+    """Every part of the profile's seed that is not done, in the outputs folder that is set."""
     budget = None
     for arm, size in PARTS:
         if _done(profile, arm, SHARE_OF[size]):
@@ -134,8 +141,8 @@ class Budget:
             name = f"active_member_{member}"
             study.train_reward_model(name, self.own.select(draws), other_seed=member, evaluations=0)
             model, pad = models.load_reward_model(self.profile, name), study.tokenizer.pad_token_id
-            size = self.profile.decoding.batch_size
-            sides = (scoring.score_tokens(model, list(rest[f"{s}_ids"]), pad, size) for s in ("chosen", "rejected"))
+            batch = self.profile.decoding.batch_size
+            sides = (scoring.score_tokens(model, list(rest[f"{s}_ids"]), pad, batch) for s in ("chosen", "rejected"))
             margins.append(np.subtract(*sides))
         most_first = np.argsort(-disagreement(np.array(margins)), kind="stable")
         return np.concatenate([np.arange(first), first + most_first])
