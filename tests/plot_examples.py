@@ -121,6 +121,7 @@ def example_frames() -> dict[str, tuple]:
         "accuracy_and_gain": (gain_frame(random),),
         "relevance": (relevance_frame(random),),
         "data_size": (data_size_frame(random), ("off_topic", "wrong_object")),
+        "labels": (labels_frame(),),
         "judges": (judge_frame(random),),
         "frontier": (frontier_frame(random),),
         "method_frontier": (method_frame(random),),
@@ -355,6 +356,19 @@ def data_size_frame(random) -> pd.DataFrame:
         for name in ("all", "off_topic", "wrong_object", "repetitive")
     ]
     return pd.DataFrame(rows, columns=["seed", "pairs", "slice", "accuracy"])
+
+
+def labels_frame() -> pd.DataFrame:
+    """labels.csv of two seeds, near each other; the corpus alone has all labels."""
+    sizes = {"corpus": (500, 1000, 2000, 8000), "on_policy": (500, 1000, 2000), "both": (500, 1000, 2000)}
+    rows = [
+        (seed, arm, labels, metric, low + high * np.log2(labels / 250) * (1 + place / 4) + (seed - 0.5) / 20)
+        for seed in (0, 1)
+        for place, (arm, of) in enumerate((sizes | {"active": (1000, 2000)}).items())
+        for labels in of
+        for metric, low, high in (("gold", 0.1, 0.15), ("accuracy_on_policy", 0.5, 0.05), ("kl", 1.0, 0.2))
+    ]
+    return pd.DataFrame(rows, columns=["seed", "arm", "labels", "metric", "mean"])
 
 
 def judge_frame(random) -> pd.DataFrame:
