@@ -114,3 +114,9 @@ def test_correct_is_counted_over_the_test_pairs(study, proxy):
     chosen, rejected = scoring.score_pairs(proxy.model, study.tokenizer, test, batch_size=4)
     assert len(correct) == len(test)
     assert correct.mean() == pytest.approx((chosen > rejected).mean() + 0.5 * (chosen == rejected).mean())
+
+
+def test_accuracy_on_samples_is_counted_where_gold_prefers_one_of_two_answers():
+    scores, gold = np.array([5.0, 5, 5, 5, 4, 4, 5, 0]), np.array([2.0, 2, 2, 2, 1, 3, 1, 2])  # first, then second ones
+    assert common.agreed(scores, gold).tolist() == [1, 0, 0.5]
+    assert len(common.agreed(scores, np.full(8, np.nan))) == 0

@@ -55,11 +55,6 @@ def test_disagreement_is_the_variance_of_the_probabilities_whichever_answer_stan
     assert labels.disagreement(np.log([[3.0], [1.0]]))[0] == pytest.approx(0.125**2)  # probabilities 3/4 and 1/2
 
 
-def test_scores_and_gold_agree_on_the_first_two_answers_to_a_prompt():
-    scores, gold = np.array([1.0, 2, 3, 4, 0, 5, 3, 5]), np.array([2.0, 2, 1, 7, 1, 2, 0, 6])
-    assert labels.agreed(scores, gold).tolist() == [1, 0.5, 0]  # gold does not tell the second prompt's two apart
-
-
 def test_arms_are_compared_with_one_of_them_at_as_many_labels_and_on_the_same_prompts():
     rows = [
         (seed, arm, share, 1.0 + gain, 5.0 + gain)

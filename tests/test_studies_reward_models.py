@@ -94,23 +94,6 @@ def test_gains_continue_the_table_of_relevance(unchanged, monkeypatch):
     assert table["mean"][table.metric == "gold"].tolist() == pytest.approx([0] * 3)
 
 
-class SampledStudy:
-    """Two answers to each of four prompts, of which gold is known: first that of all first ones, then of the second."""
-
-    def __init__(self, gold):
-        self.prompts = ["a", "b", "c", "d"]
-        self.gold = lambda *_: np.array(gold, dtype=float)
-
-
-def test_accuracy_on_samples_is_counted_where_gold_prefers_one_of_two_answers():
-    study = SampledStudy([2, 2, 2, 2, 1, 3, 1, 2])  # first answers, then second ones
-    scores = np.array([5, 5, 5, 5, 4, 4, 5, 0])
-    right = reward_models.right_about_samples(study, lambda *_: scores, [])
-    assert right.tolist() == [1, 0, 0.5]
-    unknown = SampledStudy([np.nan] * 8)
-    assert len(reward_models.right_about_samples(unknown, lambda *_: scores, [])) == 0
-
-
 SIZES = pd.DataFrame(
     [(seed, share, kind, share / 2 + 0.4) for seed in (0, 1) for share in (1 / 4, 1) for kind in ("all", "off_topic")],
     columns=["seed", "share", "slice", "accuracy"],

@@ -129,3 +129,12 @@ class Proxy:
         """1 for each test pair of which it prefers the chosen answer, 0.5 for a tie, 0 elsewhere: (pairs,)."""
         test, size = self.study.pairs["test"], self.study.profile.decoding.batch_size
         return metrics.wins(*scoring.score_pairs(self.model, self.study.tokenizer, test, batch_size=size))
+
+
+def agreed(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """1 where scores and gold prefer the same of the first two answers to a prompt, 0 where not, 0.5 for equal scores.
+
+    scores, gold: (DRAWS * prompts,), round after round. Prompts whose answers gold does not tell apart are left out.
+    """
+    by_score, by_gold = (metrics.wins(*values.reshape(evaluation.DRAWS, -1)[:2]) for values in (scores, gold))
+    return (1 - np.abs(by_score - by_gold))[(by_gold == 0) | (by_gold == 1)]

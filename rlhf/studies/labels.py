@@ -27,7 +27,7 @@ from rlhf.evaluation.answers import DRAWS, draw, per_prompt
 from rlhf.lab import gold_agreement
 from rlhf.profiles import Profile
 from rlhf.reward import scoring
-from rlhf.studies.common import Proxy, Study
+from rlhf.studies.common import Proxy, Study, agreed
 from rlhf.studies.seeds import read_csv
 
 import numpy as np
@@ -182,15 +182,6 @@ class Budget:
         rows = rows.drop(columns="model")
         rows.insert(0, "labels", len(pairs))
         return {FILES[0]: pd.DataFrame([gains]).rename(columns=str), FILES[1]: rows}
-
-
-def agreed(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """1 where scores and gold prefer the same of the first two answers to a prompt, 0 where not, 0.5 for equal scores.
-
-    scores, gold: (DRAWS * prompts,), round after round. Prompts whose answers have the same gold score are left out.
-    """
-    by_score, by_gold = (metrics.wins(*values.reshape(DRAWS, -1)[:2]) for values in (scores, gold))
-    return 1 - np.abs(by_score - by_gold)[by_gold != 0.5]
 
 
 def against(gains: pd.DataFrame, arm: str) -> pd.DataFrame:

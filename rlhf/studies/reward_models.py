@@ -8,7 +8,7 @@ from rlhf import metrics, models
 from rlhf.evaluation.answers import DRAWS, draw, per_prompt
 from rlhf.generation import Answer
 from rlhf.lab import gold_table
-from rlhf.studies.common import SHARES, Proxy, Study
+from rlhf.studies.common import SHARES, Proxy, Study, agreed
 
 import numpy as np
 import pandas as pd
@@ -87,25 +87,17 @@ def gains(study: Study) -> dict[str, pd.DataFrame]:
     to each test prompt of which the gold score prefers one.
     """
     study.train_reward_model("blind", study.pairs["train"], mismatched_first=0.0)
-    before = draw(study.profile, study.sft, study.tokenizer, study.prompts)
-    tables = []
+    before, asked = draw(study.profile, study.sft, study.tokenizer, study.prompts), study.prompts * DRAWS
+    gold, tables = study.gold(before, asked), []
     for label, which in {"blind": "blind", "seeing": "final", **{name: name for name in SHARES}}.items():
         if label in SHARES:
             study.train_reward_model(label, study.part_of_pairs(SHARES[label]))
         proxy = Proxy(study, which)
-        measured = {"accuracy sampled": right_about_samples(study, proxy, before)}
+        measured = {"accuracy sampled": agreed(proxy(before, asked), gold)}
         if label in SHARES:
             measured |= accuracies(study, proxy) | gained(study, proxy, study.train_policy(proxy), before)
         tables.append(_rows(label, measured))
     return {"reward_model_gains.csv": pd.concat(tables)}
-
-
-def right_about_samples(study: Study, proxy: Proxy, answers: list[Answer]) -> np.ndarray:
-    """1 where the proxy prefers the one of a prompt's first two answers that gold prefers, 0.5 for a tie, else 0."""
-    asked, prompts = study.prompts * DRAWS, len(study.prompts)
-    gold, score = study.gold(answers, asked), proxy(answers, asked)
-    better, preferred = (metrics.wins(of[:prompts], of[prompts : 2 * prompts]) for of in (gold, score))
-    return (1 - np.abs(preferred - better))[np.abs(better - 0.5) == 0.5]  # neither a tie nor a gold score unknown
 
 
 def accuracy_and_gain(sizes: pd.DataFrame, relevance: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
