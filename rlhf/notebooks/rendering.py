@@ -154,8 +154,8 @@ def render_all(notebooks: list[Path], profile: Profile) -> list[str]:
 def copy_results(profile: Profile) -> None:
     """Make results/ what this run measured and drew.
 
-    Kept is what only `make study`, `make labels`, `make troubleshooting`, `make beyond` and `make grid` make where they
-    have not run here, and the rows of other seeds where `make seeds` has not. What is kept or deleted is printed.
+    Kept is what only other commands of make write (studies.FILES, OF_COMMANDS, `make grid`) where they have not run
+    here, and the rows of other seeds where `make seeds` has not. What is kept or deleted is printed.
     """
     tables = {} if (outputs.evaluation_dir(profile) / "seeds.csv").exists() else _with_other_seeds(profile)
     for folder in (outputs.evaluation_dir, outputs.plots_dir):
