@@ -22,6 +22,7 @@ WRITES = {
         "evaluation/variety.csv",
         "evaluation/paired.csv",
         "evaluation/shown.csv",
+        "evaluation/freezing.csv",
         "evaluation/collapsed.csv",
         "evaluation/costs.csv",
         "evaluation/sentences.csv",
