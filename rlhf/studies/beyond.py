@@ -1,9 +1,9 @@
 """Beyond PPO: RLOO, GRPO, rejection sampling, online DPO, DPO and IPO beside PPO and the best of n, at one budget.
 
 Inputs: the checkpoints base, sft_full_final and reward_model_final, and the settings of PPO in run.json. Each method
-(`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, two values of
-its dial. With the learning rate that `chosen` takes it is trained for each value of the dial, for the other seeds for
-the chosen value alone, and answers the test prompts. Writes the checkpoints <method>_final (PPO's is the run's),
+(`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, then the values
+of its dial at the better one. That seed's policies of all values answer the test prompts; the other seeds train and
+judge the chosen value alone. Writes the checkpoints <method>_final (PPO's is the run's),
 seconds and peak_memory_mb of the chosen trainings under "beyond" in run.json, and these tables, each with the columns
 seed and method:
 beyond_search.csv: dial, learning_rate, value (of the dial), reward with interval and kl on validation prompts, chosen.
@@ -19,7 +19,6 @@ beyond_frontier.csv: dial, value, chosen, kl (nats per answer), reward and gold 
 words, n. Of best_of_n, the KL is that of the formula.
 """
 
-import itertools
 import math
 import os
 import shutil
@@ -175,16 +174,16 @@ class Comparison:
         self.name, self.method, self.trials = name, METHODS[name], {}
         dial, settings = self.method.dial, self.study.settings
         unit = settings.kl_coef if dial == "kl_coef" else 1.0
-        values, searched = (_written(unit, of) for of in (self.method.values, self.method.searched))
+        values, (start,) = _written(unit, self.method.values), _written(unit, (self.method.start,))
         if not len(_rows(self.profile, SEARCH, name)):
             rates = _written(settings.learning_rate, self.method.rates)
-            _write(self.profile, SEARCH, name, self.search(rates, searched))
+            _write(self.profile, SEARCH, name, self.search(rates, start, values))
         row = chosen(_rows(self.profile, SEARCH, name))
         if row.seed != self.profile.seed:
             values = [row.value]
         self.trials = {at: trial for at, trial in self.trials.items() if at[0] == row.learning_rate}
         points = []
-        for value in values:
+        for value in values:  # PPO's are trained here, those of a searched method are there
             trial, is_chosen = self.trial(row.learning_rate, value), value == row.value
             table = self.judge(trial.policy)
             gains, rest = self.gains(table), (table.stop_rate.mean(), table.words.mean(), len(table))
@@ -211,17 +210,25 @@ class Comparison:
             trial.costs = costs(partial(self.method.train, trial, learning_rate, value))
         return self.trials[at]
 
-    def search(self, rates: list[float], values: list[float]) -> pd.DataFrame:
-        """The rows of beyond_search.csv."""
-        rows = []
-        for rate, value in itertools.product(rates, values):
-            policy = self.trial(rate, value).policy
-            answers = self.validation.answer(policy)
-            interval = metrics.bootstrap_interval(self.trained_on(answers))
-            rows.append((self.method.dial, rate, value, *interval, self.validation.kl(policy, answers).mean()))
-        columns = ["dial", "learning_rate", "value", "reward", "ci_low", "ci_high", "kl"]
-        table = pd.DataFrame(rows, columns=columns)
+    def search(self, rates: list[float], start: float, values: list[float]) -> pd.DataFrame:
+        """The rows of beyond_search.csv: the rates at `start`, then the other values at the better rate.
+
+        One rate means that the run has chosen the settings already: `start` is the only row.
+        """
+        table = pd.DataFrame([self.validated(rate, start) for rate in rates])
+        if len(rates) > 1:
+            rate = chosen(table).learning_rate
+            table = pd.DataFrame([*table.to_dict("records"), *(self.validated(rate, v) for v in values if v != start)])
         return table.assign(chosen=table.index == chosen(table).name)
+
+    def validated(self, learning_rate: float, value: float) -> dict:
+        """What the validation prompts say of the training with these settings."""
+        policy = self.trial(learning_rate, value).policy
+        answers = self.validation.answer(policy)
+        interval = metrics.bootstrap_interval(self.trained_on(answers))
+        row = {"dial": self.method.dial, "learning_rate": learning_rate, "value": value}
+        row |= dict(zip(("reward", "ci_low", "ci_high"), interval, strict=True))
+        return row | {"kl": self.validation.kl(policy, answers).mean()}
 
     def along(self, trial: Trial, gains: list[float]) -> pd.DataFrame:
         """The rows of beyond_answers.csv: SFT, the snapshots of a training, its end. None without sampled answers."""

@@ -174,18 +174,17 @@ class Method(NamedTuple):
     train: Callable[[Trial, float, float], None]  # of a trial, a learning rate and a value of the dial
     dial: str
     values: tuple[float, ...]  # of kl_coef: times that of the run
-    searched: tuple[float, ...]  # of the values
-    rates: tuple[float, ...]  # that are searched, times the learning rate of the run's PPO
+    start: float  # the value at which the rates are compared
+    rates: tuple[float, ...]  # times the learning rate of the run's PPO; one where the run has chosen its settings
 
 
 KL_COEFS, BETAS = (0.0, 1.0, 3.0, 10.0), (0.03, 0.1, 0.3, 1.0)
 METHODS = {
-    # As the run has it: `make grid` has searched six settings.
-    "ppo_scratch": Method(partial(by_policy_gradient, advantage="gae"), "kl_coef", KL_COEFS, (1.0,), (1.0,)),
-    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, (0.1, 0.3), (0.01, 0.03)),
-    "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
-    "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
-    "rejection": Method(by_rejection, "n", (2, 4, 8, 16), (4, 8), (2.0, 5.0)),
-    "online_dpo": Method(by_own_pairs, "beta", BETAS, (0.1, 0.3), (0.1, 0.3)),
-    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), (3.0, 10.0), (0.01, 0.03)),
+    "ppo_scratch": Method(partial(by_policy_gradient, advantage="gae"), "kl_coef", KL_COEFS, 1.0, (1.0,)),
+    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, 0.1, (0.01, 0.03)),
+    "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
+    "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
+    "rejection": Method(by_rejection, "n", (2, 4, 8, 16), 4, (2.0, 5.0)),
+    "online_dpo": Method(by_own_pairs, "beta", BETAS, 0.1, (0.1, 0.3)),
+    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), 3.0, (0.01, 0.03)),
 }
