@@ -1,9 +1,9 @@
 """Beyond PPO: RLOO, GRPO, rejection sampling, online DPO, DPO and IPO beside PPO and the best of n, at one budget.
 
 Inputs: the checkpoints base, sft_full_final and reward_model_final, and the settings of PPO in run.json. Each method
-(`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, then the values
-of its dial at the better one. That seed's policies of all values answer the test prompts; the other seeds train and
-judge the chosen value alone. Writes the checkpoints <method>_final (PPO's is the run's),
+(`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, then the
+values of its dial at the better one. That seed's policies of all values answer the test prompts; the other seeds train
+and judge the chosen value alone. Writes the checkpoints <method>_final (PPO's is the run's),
 seconds and peak_memory_mb of the chosen trainings under "beyond" in run.json, and these tables, each with the columns
 seed and method:
 beyond_search.csv: dial, learning_rate, value (of the dial), reward with interval and kl on validation prompts, chosen.
@@ -206,6 +206,7 @@ class Comparison:
         """The training with these settings; the same one is not done twice."""
         at = learning_rate, value
         if at not in self.trials:
+            self.method.prepare(self.validation)
             self.trials[at] = trial = Trial(self.validation, self.trained_on)
             trial.costs = costs(partial(self.method.train, trial, learning_rate, value))
         return self.trials[at]
