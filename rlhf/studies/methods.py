@@ -184,12 +184,12 @@ class Method(NamedTuple):
 KL_COEFS, BETAS = (0.0, 1.0, 3.0, 10.0), (0.03, 0.1, 0.3, 1.0)
 METHODS = {
     "ppo_scratch": Method(partial(by_policy_gradient, advantage="gae"), "kl_coef", KL_COEFS, 1.0, (1.0,)),
-    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, 0.1, (0.01, 0.03), labelled_rows),
+    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, 0.3, (0.02, 0.04), labelled_rows),
     "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
     "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
     "rejection": Method(by_rejection, "n", (2, 4, 8, 16), 4, (2.0, 5.0)),
     "online_dpo": Method(by_own_pairs, "beta", BETAS, 0.1, (0.1, 0.3)),
     "ipo": Method(
-        partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), 3.0, (0.01, 0.03), labelled_rows
+        partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), 10.0, (0.02, 0.04), labelled_rows
     ),
 }
