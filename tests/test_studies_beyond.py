@@ -23,7 +23,7 @@ SAMPLING = ["ppo_scratch", "rloo", "grpo", "rejection", "online_dpo"]
 
 @pytest.fixture
 def ready(profile_with_sft, monkeypatch):
-    """A run of the smoke profile: few prompts, an untrained reward model, two values of a dial, one rate but for GRPO."""
+    """A smoke run: few prompts, an untrained reward model, two values of each dial, one rate for all but GRPO."""
     profile = dataclasses.replace(profile_with_sft, eval_prompts=6)
     small_proxy(small_study(profile), monkeypatch)
     monkeypatch.setattr(beyond, "ASKED", 2)
