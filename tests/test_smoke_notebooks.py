@@ -126,7 +126,7 @@ WRITES = {
         "plots/troubleshooting_alarms.png",
     ],
     "03_ppo_alignment/6_beyond_ppo": [
-        *(f"evaluation/{name}" for name in (beyond.SEARCH, *beyond.FILES)),
+        *(f"evaluation/{name}" for name in (beyond.SEARCH, *beyond.FILES, beyond.RANKINGS)),
         *(f"checkpoints/{registry.MODELS[name].checkpoint}" for name in registry.BY_COMMAND),
         *(f"plots/beyond_{name}.png" for name in ("frontier", "answers", "logprobs")),
     ],
@@ -174,7 +174,8 @@ def test_run_tells_no_token_no_person_and_no_place(smoke):
 
 def test_a_second_run_with_the_same_seed_gives_the_same_tables_whatever_the_order_of_sets(smoke, tmp_path):
     again = run_all_notebooks(tmp_path / "outputs", hash_seed=2)
-    of_studies = {*studies.FILES, *studies.TROUBLESHOOTING, beyond.SEARCH, *beyond.FILES}  # not made a second time
+    of_studies = {*studies.FILES, *studies.TROUBLESHOOTING, beyond.SEARCH, *beyond.FILES, beyond.RANKINGS}
+    # These are not made a second time.
     tables = sorted(path.name for path in place(smoke, "evaluation").glob("*.csv") if path.name not in of_studies)
     assert len(tables) > 15
     first, second = (

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from small_study import small_proxy, small_study
 from test_architectures import save_pairs
+from test_dpo import changed_policy
 
 SAMPLING = ["ppo_scratch", "rloo", "grpo", "rejection", "online_dpo"]
 
@@ -88,6 +89,20 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
     assert trained == [("grpo", rate, 0.0), ("grpo", rate, 0.1)]  # nothing is searched again
     again = read(ready, "frontier").sort_values(["method", "value"], ignore_index=True)
     pd.testing.assert_frame_equal(again, frontier.sort_values(["method", "value"], ignore_index=True))
+
+
+def test_rankings_are_those_of_the_reward_model_and_of_the_implicit_rewards(ready, monkeypatch):
+    comparison = beyond.Comparison(ready)
+    other = changed_policy(ready)
+    policies = {"dpo": other, "ipo": comparison.study.sft}  # what has not moved prefers nothing
+    monkeypatch.setattr(models, "load_policy", lambda profile, name: policies[name])
+    table = beyond.rankings(comparison).set_index(["score", "pairs"])
+    assert table.n.xs("labelled", level="pairs").tolist() == [len(comparison.study.pairs["test"])] * 3
+    assert table["mean"]["reward_model", "labelled"] == comparison.proxy.correct().mean()
+    after, before = comparison.logprobs(other), comparison.before
+    chosen, rejected = (after[side] - before[side] for side in ("chosen", "rejected"))
+    assert table["mean"]["dpo", "labelled"] == pytest.approx((chosen > rejected).mean())
+    assert table["mean"]["ipo", "labelled"] == table["mean"]["ipo", "SFT's own"] == 0.5
 
 
 def test_of_another_seed_than_that_of_the_search_the_chosen_value_alone_is_trained(ready, monkeypatch):

@@ -28,12 +28,12 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
-from rlhf import generation, metrics, outputs, registry, runtime
-from rlhf.evaluation.answers import decode
+from rlhf import generation, metrics, models, outputs, registry, runtime
+from rlhf.evaluation.answers import decode, draw
 from rlhf.generation import Answer
 from rlhf.lab import gold_table
 from rlhf.profiles import Profile
-from rlhf.studies.common import Proxy, Study
+from rlhf.studies.common import Proxy, Study, agreed
 from rlhf.studies.methods import METHODS, Trial
 from rlhf.studies.ppo_grid import KL_BUDGET
 from rlhf.studies.seeds import folders
@@ -47,6 +47,7 @@ SEARCH = "beyond_search.csv"
 FILES = tuple(
     f"beyond_{name}.csv" for name in ("metrics", "answers", "logprobs", "given", "prompts", "samples", "frontier")
 )
+RANKINGS = "beyond_rankings.csv"  # that the notebook writes
 CHOICES, ASKED = (1, 2, 4, 8, 16), 150  # best of n: n, and prompts
 SHOWN = 30  # prompts whose answers are kept
 POINT = ["dial", "value", "chosen", "kl", "reward", "reward_ci_low", "reward_ci_high"]
@@ -264,6 +265,32 @@ class Comparison:
             for side, values in self.logprobs(trial.policy).items()
         ]
         return pd.DataFrame(rows, columns=["side", "before", "change", "ci_low", "ci_high", "n"])
+
+
+def rankings(comparison: Comparison) -> pd.DataFrame:
+    """Of which share of two answers to a prompt the reward model, DPO and IPO prefer the better one.
+
+    A policy prefers that of which log pi - log pi_SFT is higher, its implicit reward. Columns: score, pairs, mean,
+    ci_low, ci_high, n. The pairs are the labelled ones of the test split and, where gold is known and tells them apart,
+    two answers that SFT samples to each test prompt.
+    """
+    profile, study = comparison.profile, comparison.study
+    asked = study.prompts * 2
+    own = draw(profile, study.sft, study.tokenizer, study.prompts, times=2)
+    found = {"reward_model": (comparison.proxy.correct(), comparison.proxy(own, asked))}
+    for name in ("dpo", "ipo"):
+        policy = models.load_policy(profile, name)
+        after, options = comparison.logprobs(policy), {"batch_size": profile.decoding.batch_size}
+        gains = [after[side] - comparison.before[side] for side in ("chosen", "rejected")]
+        before, now = (
+            generation.answer_logprobs(model, study.tokenizer, asked, own, **options) for model in (study.sft, policy)
+        )
+        found[name] = metrics.wins(*gains), now - before
+    rows = []
+    for name, (labelled, scores) in found.items():
+        right = {"labelled": labelled} | ({"SFT's own": agreed(scores, study.gold(own, asked))} if profile.lab else {})
+        rows += [(name, pairs, *metrics.bootstrap_interval(of), len(of)) for pairs, of in right.items() if len(of)]
+    return pd.DataFrame(rows, columns=["score", "pairs", "mean", "ci_low", "ci_high", "n"])
 
 
 def against_ppo(prompts: pd.DataFrame) -> pd.DataFrame:
