@@ -160,8 +160,8 @@ def _beyond(profile: Profile, base: Path | None) -> list[str]:
         rows.append([name, *cost, *cells])
     return [
         f"Other methods beside PPO, all trained anew at its budget, each at its best setting after a search of equal "
-        f"size (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and the KL from "
-        f"SFT; answers and tokens are of the first seed:",
+        f"size (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and the KL "
+        f"from SFT; answers and tokens are of the first seed:",
         "",
         *_table(
             ["method", "answers sampled", "tokens trained on", *(f"seed {seed}" for seed in points.seed.unique())], rows
