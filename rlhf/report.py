@@ -159,8 +159,9 @@ def _beyond(profile: Profile, base: Path | None) -> list[str]:
             cost = [f"{of_method.answers:,}", f"{of_method.backward_tokens:,}"]
         rows.append([name, *cost, *cells])
     return [
-        f"Other methods at PPO's budget, each at its best setting after a search of equal size (`make beyond`). Change "
-        f"of {score} from full SFT, paired by prompt, and the KL from SFT; answers and tokens are of the first seed:",
+        f"Other methods beside PPO, all trained anew at its budget, each at its best setting after a search of equal "
+        f"size (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and the KL "
+        f"from SFT; answers and tokens are of the first seed:",
         "",
         *_table(
             ["method", "answers sampled", "tokens trained on", *(f"seed {seed}" for seed in points.seed.unique())], rows
