@@ -149,7 +149,7 @@ def _beyond(profile: Profile, base: Path | None) -> list[str]:
         return []
     points, given = (outputs.read_csv(profile, f"beyond_{name}.csv", base) for name in ("frontier", "given"))
     score, best = "gold" if profile.lab else "reward", points.method == "best_of_n"
-    most, rows = points[best].value.max(), []
+    most, asked, rows = points[best].value.max(), points[best].n.iloc[0], []
     for method, of in points[points.chosen | best & (points.value == most)].groupby("method", sort=False):
         gains = zip(of[score], of[f"{score}_ci_low"], of[f"{score}_ci_high"], of.kl, strict=True)
         cells = [f"{gain:+.2f} [{low:+.2f}, {high:+.2f}], {kl:.1f}" for gain, low, high, kl in gains]
@@ -161,7 +161,8 @@ def _beyond(profile: Profile, base: Path | None) -> list[str]:
     return [
         f"Other methods beside PPO, all trained anew at its budget, each at its best setting after a search of equal "
         f"size (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and the KL "
-        f"from SFT; answers and tokens are of the first seed:",
+        f"from SFT. Best of {most:.0f}: its choice among so many answers, over their mean, on {asked} prompts. "
+        f"Answers and tokens are of the first seed:",
         "",
         *_table(
             ["method", "answers sampled", "tokens trained on", *(f"seed {seed}" for seed in points.seed.unique())], rows

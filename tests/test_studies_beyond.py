@@ -31,7 +31,7 @@ def ready(profile_with_sft, monkeypatch):
     monkeypatch.setattr(beyond, "SHOWN", 2)
     for name, method in METHODS.items():
         rates = method.rates[: 1 + (name == "grpo")]
-        monkeypatch.setitem(METHODS, name, method._replace(values=method.values[:2], rates=rates))
+        monkeypatch.setitem(METHODS, name, method._replace(values=(method.values[0], method.start), rates=rates))
     return profile
 
 

@@ -217,10 +217,11 @@ class Comparison:
 
         One rate means that the run has chosen the settings already: `start` is the only row.
         """
-        table = pd.DataFrame([self.validated(rate, start) for rate in rates])
+        rows = [self.validated(rate, start) for rate in rates]
         if len(rates) > 1:
-            rate = chosen(table).learning_rate
-            table = pd.DataFrame([*table.to_dict("records"), *(self.validated(rate, v) for v in values if v != start)])
+            rate = chosen(pd.DataFrame(rows)).learning_rate
+            rows += [self.validated(rate, value) for value in values if value != start]
+        table = pd.DataFrame(rows)
         return table.assign(chosen=table.index == chosen(table).name)
 
     def validated(self, learning_rate: float, value: float) -> dict:
@@ -277,18 +278,20 @@ def rankings(comparison: Comparison) -> pd.DataFrame:
     profile, study = comparison.profile, comparison.study
     asked = study.prompts * 2
     own = draw(profile, study.sft, study.tokenizer, study.prompts, times=2)
+    logprobs = partial(
+        generation.answer_logprobs,
+        tokenizer=study.tokenizer, prompts=asked, answers=own, batch_size=profile.decoding.batch_size,
+    )  # fmt: skip
+    gold, before = study.gold(own, asked), logprobs(study.sft)
     found = {"reward_model": (comparison.proxy.correct(), comparison.proxy(own, asked))}
     for name in ("dpo", "ipo"):
         policy = models.load_policy(profile, name)
-        after, options = comparison.logprobs(policy), {"batch_size": profile.decoding.batch_size}
+        after = comparison.logprobs(policy)
         gains = [after[side] - comparison.before[side] for side in ("chosen", "rejected")]
-        before, now = (
-            generation.answer_logprobs(model, study.tokenizer, asked, own, **options) for model in (study.sft, policy)
-        )
-        found[name] = metrics.wins(*gains), now - before
+        found[name] = metrics.wins(*gains), logprobs(policy) - before
     rows = []
     for name, (labelled, scores) in found.items():
-        right = {"labelled": labelled} | ({"SFT's own": agreed(scores, study.gold(own, asked))} if profile.lab else {})
+        right = {"labelled": labelled} | ({"SFT's own": agreed(scores, gold)} if profile.lab else {})
         rows += [(name, pairs, *metrics.bootstrap_interval(of), len(of)) for pairs, of in right.items() if len(of)]
     return pd.DataFrame(rows, columns=["score", "pairs", "mean", "ci_low", "ci_high", "n"])
 
