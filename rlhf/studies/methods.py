@@ -188,7 +188,7 @@ METHODS = {
     "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
     "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
     "rejection": Method(by_rejection, "n", (2, 4, 8, 16), 4, (2.0, 5.0)),
-    "online_dpo": Method(by_own_pairs, "beta", BETAS, 0.1, (1.0, 3.0)),
+    "online_dpo": Method(by_own_pairs, "beta", BETAS, 0.1, (1.0, 2.0)),
     "ipo": Method(
         partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), 10.0, (0.02, 0.04), labelled_rows
     ),
