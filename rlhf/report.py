@@ -159,9 +159,9 @@ def _beyond(profile: Profile, base: Path | None) -> list[str]:
             cost = [f"{of_method.answers:,}", f"{of_method.backward_tokens:,}"]
         rows.append([name, *cost, *cells])
     return [
-        f"Other methods beside PPO, all trained anew at its budget, each at its best setting after a search of equal "
-        f"size (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and the KL "
-        f"from SFT. Best of {most:.0f}: its choice among so many answers, over their mean, on {asked} prompts. "
+        f"Other methods beside PPO, all trained anew at its budget, each at the setting that a search on validation "
+        f"prompts chose (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and "
+        f"the KL from SFT. Best of {most:.0f}: its choice among so many answers, over their mean, on {asked} prompts. "
         f"Answers and tokens are of the first seed:",
         "",
         *_table(
