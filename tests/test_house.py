@@ -14,7 +14,7 @@ FLOORS = (
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "resume", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
-    ("evaluation", "collect", "studies", "plots", "recipes"),
+    ("evaluation", "collect", "studies", "plots", "recipes", "alpaca"),
     ("hub", "chat", "demo", "rating", "notebooks", "report", "launch", "export"),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
