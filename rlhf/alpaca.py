@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 NOUNS = ("cup", "door", "road", "song", "coat", "bridge", "lamp", "garden", "letter", "boat")
-ADJECTIVES = (("old", "new"), ("small", "large"), ("dark", "bright"), ("slow", "quick"), ("cheap", "dear"))
+ADJECTIVES = (("worn", "new"), ("small", "large"), ("dark", "bright"), ("slow", "quick"), ("cheap", "dear"))
 FRAMES = (
     ("Write a sentence about this.", "a {adjective} {noun}", "The {adjective} {noun} is here."),
     ("Name something that is {adjective}, not a {noun}.", "", "A {adjective} {other}."),

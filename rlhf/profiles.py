@@ -109,9 +109,7 @@ class Profile:
     decoding: DecodingSettings
     max_steps: int | None = None  # cuts every training short, to try a set-up
     lab: LabSettings | None = None  # only where model and dataset are the project's own
-    encoder: str = (
-        ""  # of a recipe whose reward model is one: Hub name, local folder, "minilm", or "own" for a tiny one
-    )
+    encoder: str = ""  # where the reward model is one: Hub name, local folder, "minilm", or "own" for a tiny one
     recipe: str = ""  # of a profile for one notebook of recipes/: the environment variable that names its data
     published: str = ""  # Hub name or local folder of checkpoints of others that are evaluated beside ours
 
@@ -143,7 +141,6 @@ def _read_profiles() -> dict[str, Profile]:
 
 
 REHEARSED_PROMPTS = 8
-INPUTS = ("model", "dataset", "published")  # which a variable may replace by a local path
 _BY_NAME = _read_profiles()
 PROFILES = tuple(name for name, profile in _BY_NAME.items() if not profile.recipe)
 
@@ -173,7 +170,7 @@ def load_profile(name: str | None = None) -> Profile:
     if profile.recipe and os.environ.get("RLHF_DATASET", "").strip():
         raise ValueError(f"RLHF_DATASET is set, but the data of this recipe is {profile.recipe}; unset RLHF_DATASET.")
     changes = {}
-    for field in (*INPUTS, "encoder") if profile.encoder else INPUTS:
+    for field in ("model", "dataset", "published", *(["encoder"] if profile.encoder else [])):
         variable = variable_of(profile, field)
         value = os.environ.get(variable, "").strip()
         if not value:
