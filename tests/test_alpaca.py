@@ -39,11 +39,11 @@ def test_input_stands_below_the_instruction_and_no_prompt_is_in_two_splits(small
 
 
 def test_rows_that_cannot_be_used_or_are_too_long_are_counted_and_left_out(small, tmp_path, capsys):
-    faulty = [{"instruction": "", "output": "x"}, {"instruction": "Say nothing.", "output": " "}, ROWS[0]]
+    faulty = [{"instruction": "", "output": "x"}, {"instruction": "Say nothing.", "output": " "}]
     long = [{"instruction": f"Go on {i}.", "output": "word " * 60} for i in range(20)]
     splits = from_file(small, tmp_path, ROWS + faulty + long)
     said = capsys.readouterr().out
-    assert "1 instruction is empty" in said and "1 output is empty" in said and "1 duplicate pair" in said
+    assert "1 instruction is empty" in said and "1 output is empty" in said
     assert "are longer than 24 tokens and are left out" in said
     answers = [row["answer"] for split in splits.values() for row in split]
     assert len(answers) == 40 and max(len(ids) for ids in encode(small[1], answers)) < 24
@@ -118,9 +118,10 @@ def test_answers_of_others_are_all_of_them_at_other_places():
 def test_who_sees_the_answer_alone_decides_exchanged_prompts_by_chance():
     prompts, answers = ["one", "two", "three", "four"], ["1 1", "2", "3 3 3", "4 4 4 4"]
     probes = alpaca.probes(prompts, answers, base=["", "", "", ""], greedy=prompts, hot=["x y"] * 4)
+    own = dict(zip(prompts, answers, strict=True))
     judges = {
         "length": alpaca.length_judge,
-        "all": lambda asked, given: [(p, a) in set(zip(prompts, answers, strict=True)) for p, a in zip(asked, given)],
+        "all": lambda asked, given: [own[prompt] == answer for prompt, answer in zip(asked, given, strict=True)],
     }
     share = alpaca.judged(judges, probes).set_index(["model", "metric"])["mean"]
     assert share["length", "against_base"] == 1 and share["length", "weaker_decoding"] == 0

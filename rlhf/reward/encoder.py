@@ -80,7 +80,9 @@ def _tiny() -> Encoder:
 def load(profile: Profile, checkpoint: str = "reward_model_final") -> Encoder:
     """A trained one out of checkpoints/<profile>/, ready to score."""
     path = outputs.require_checkpoint(profile, checkpoint)
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=torch.float32, use_safetensors=True
+    )
     return model.to(runtime.device()).eval(), AutoTokenizer.from_pretrained(path)
 
 
