@@ -177,3 +177,21 @@ def test_model_that_can_only_be_trained_by_adapters_is_refused(profile_with_base
     outputs.update_run(profile_with_base, by_adapters=True)
     with pytest.raises(ValueError, match=r"model 'lab' is too large for the memory that is there.*RLHF_MODEL"):
         recipes.prepare(profile_with_base)
+
+
+def test_answers_of_a_policy_are_those_of_the_sampler_and_its_own_reference_is_no_distance_away(
+    profile, policy, tokenizer
+):
+    rows = recipes.answered(profile, policy, policy, tokenizer, ["What is it?", "Why?"])
+    assert list(rows.columns) == ["prompt", "answer", "ended", "words", "kl", "repetition"]
+    assert (rows.kl.abs() < 1e-4).all() and list(rows.words) == [len(answer.split()) for answer in rows.answer]
+    options = {"max_new_tokens": profile.decoding.max_new_tokens, "batch_size": 1, "temperature": 1.0}
+    expected = recipes.generation.generate_texts(policy, tokenizer, list(rows.prompt), seed=profile.seed, **options)
+    assert list(rows.answer) == expected
+
+
+def test_part_of_another_encoder_is_made_anew(profile):
+    calls = []
+    for encoder, count in (("own", 1), ("own", 1), ("other", 2)):
+        made(dataclasses.replace(profile, encoder=encoder), "one", calls)
+        assert len(calls) == count
