@@ -97,8 +97,8 @@ def test_training_learns_and_what_is_saved_scores_the_same(own):
     good, bad = (encoder.score(model, tokenizer, ["p"] * 2, answers) for answers in (["a", "ab"], ["b", "bb"]))
     assert (good > bad + 0.5).all()
     outputs.save_checkpoint(own, "reward_model_final", model, tokenizer)
-    loaded, its_tokenizer = encoder.load(own)
-    np.testing.assert_allclose(encoder.score(loaded, its_tokenizer, ["p"] * 2, ["a", "ab"]), good, atol=1e-5)
+    loaded, its_tokenizer = encoder.load(own)  # what was trained goes on to score in the precision of its training
+    np.testing.assert_allclose(encoder.score(loaded, its_tokenizer, ["p"] * 2, ["a", "ab"]), good, rtol=0.01)
     assert its_tokenizer.model_max_length == tokenizer.model_max_length
 
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from rlhf import outputs
+from rlhf import outputs, report
+from rlhf.profiles import load_profile
 
 import pandas as pd
 import pytest
@@ -108,6 +109,12 @@ def test_recipe_writes_its_files(run):
     measures = pd.read_csv(run.place("evaluation/measures.csv"))
     assert set(measures.model) == recipe.models
     assert measures["mean"].between(measures.ci_low, measures.ci_high).all() and (measures.n == 16).all()
+
+
+@pytest.mark.slow
+def test_recipe_has_a_table_for_the_readme(run):
+    text = report.results(load_profile(f"{run.name}_smoke"), run.folder)
+    assert "| PPO" in text and "All parts took" in text
 
 
 @pytest.mark.slow
