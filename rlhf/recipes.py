@@ -1,5 +1,6 @@
 """What the notebooks of recipes/ share: parts that are trained once, sentences that a policy goes on with, a judge."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -31,7 +32,8 @@ class Table:
     frame: pd.DataFrame
 
     def save_pretrained(self, folder) -> None:
-        self.frame.to_csv(Path(folder) / self.name, index=False)
+        # A lone carriage return in a text that is not quoted would be read as the end of its line.
+        self.frame.to_csv(Path(folder) / self.name, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 @dataclasses.dataclass

@@ -205,8 +205,8 @@ def _alpaca(profile: Profile, base: Path | None) -> list[str]:
         for name, title in (("naive_reward", "naive pairs"), ("mended_reward", "mended pairs"))
     ]
     return [
-        f"{measures.n.iloc[0]} held-out instructions, mean [95 % bootstrap interval]; reward in standard "
-        f"deviations, KL in nats per answer; similarity by the encoder {encoder} before it was trained as reward model.",
+        f"{measures.n.iloc[0]} held-out instructions, mean [95 % bootstrap interval]; reward in standard deviations, "
+        f"KL in nats per answer; similarity by the encoder {encoder} before it was trained as reward model.",
         "",
         *_table(titles, rows),
         "",

@@ -195,3 +195,10 @@ def test_part_of_another_encoder_is_made_anew(profile):
     for encoder, count in (("own", 1), ("own", 1), ("other", 2)):
         made(dataclasses.replace(profile, encoder=encoder), "one", calls)
         assert len(calls) == count
+
+
+def test_table_keeps_every_text_and_kind_of_value(tmp_path):
+    frame = pd.DataFrame({"text": ["a\rb", "c\n,d", "", 'say "no"', "1"], "ended": [True, False] * 2 + [True]})
+    recipes.Table("table.csv", frame.assign(kl=0.1)).save_pretrained(tmp_path)
+    read = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert list(read.text) == list(frame.text) and list(read.ended) == list(frame.ended) and read.kl.dtype == float
