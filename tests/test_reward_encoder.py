@@ -118,6 +118,7 @@ def test_folder_is_taken_and_gets_a_head_of_one_logit(own, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path).base_model
     base.save_pretrained(tmp_path)
+    (tmp_path / "data_config.json").write_text('[{"name": "pairs"}]')  # as encoders of sentence-transformers have it
     assert len(config["id2label"]) == 3
     found, _ = encoder.new(dataclasses.replace(own, encoder=str(tmp_path)))
     assert found.config.num_labels == 1 and found.classifier.out_features == 1

@@ -132,9 +132,8 @@ def test_finished_recipe_does_nothing_and_a_stopped_one_goes_on(run):
 
 
 @pytest.mark.slow
-def test_answers_of_both_files_of_alpaca_belong_together_line_by_line(run):
-    if run.name != "alpaca":
-        pytest.skip("of the other recipe")
+@pytest.mark.parametrize("run", ["alpaca"], indirect=True)
+def test_accepted_and_rejected_answers_belong_together_line_by_line(run):
     accepted, rejected = (
         [json.loads(line) for line in run.place(f"evaluation/{name}_data.jsonl").read_text().splitlines()]
         for name in ("accepted", "rejected")
