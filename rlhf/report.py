@@ -199,7 +199,6 @@ def _alpaca(profile: Profile, base: Path | None) -> list[str]:
         [label, *(_cell(measures, name, metric, digits) for metric, digits in shown.items())]
         for name, label in (("base", f"base: {model}"), ("sft_full", "SFT"), ("ppo_aligned", "PPO"))
     ]
-    asked = {"against_base": "pairs of its naive kind", "other_prompt": "exchanged instructions"}
     decided = [
         f"{title} {_cell(probes, name, 'against_base', 3)} and {_cell(probes, name, 'other_prompt', 3)}"
         for name, title in (("naive_reward", "naive pairs"), ("mended_reward", "mended pairs"))
@@ -210,8 +209,8 @@ def _alpaca(profile: Profile, base: Path | None) -> list[str]:
         "",
         *_table(titles, rows),
         "",
-        f"Share decided rightly of {' and of '.join(asked.values())}: a reward model of {', of '.join(decided)}; words "
-        f"alone, of naive pairs, {_cell(probes, 'words_of_naive', 'against_base', 3)}. All parts took "
+        f"Share decided rightly of naive pairs and of exchanged instructions: a reward model of {', of '.join(decided)}; "
+        f"words alone, of naive pairs, {_cell(probes, 'words_of_naive', 'against_base', 3)}. All parts took "
         f"{costs.seconds.sum() / 60:.0f} minutes on {run['hardware']}.",
     ]
 

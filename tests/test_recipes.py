@@ -47,7 +47,7 @@ def test_part_is_made_anew_after_one_that_it_starts_from_has_changed(profile):
 def test_part_that_is_not_as_it_was_saved_is_refused_by_name(profile):
     made(profile, "one", [], rate=1)
     (outputs.checkpoint_path(profile, "one") / "table.csv").write_text("made\n")
-    with pytest.raises(ValueError, match=r"smoke/one: table.csv has 5 bytes, and 7 were saved; delete it and run"):
+    with pytest.raises(ValueError, match=r"smoke/one: table.csv has 5 bytes, and 9 were saved; delete it and run"):
         made(profile, "one", [], rate=1)
 
 

@@ -37,6 +37,8 @@ def test_prompt_and_answer_stand_in_the_two_places_of_the_encoder(own):
     inputs = encoder.read(tokenizer, ["ab"], ["c"])
     assert tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]) == ["[CLS]", "a", "##b", "[SEP]", "c", "[SEP]"]
     assert inputs["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1]
+    as_text = encoder.read(tokenizer, ["ab"], ["[SEP]"])["input_ids"][0]
+    assert tokenizer.convert_ids_to_tokens(as_text)[4:-1] == ["[", "s", "##e", "##p", "]"]
 
 
 def test_score_is_the_same_alone_and_in_a_padded_batch(own):

