@@ -210,8 +210,8 @@ def _alpaca(profile: Profile, base: Path | None) -> list[str]:
         *_table(titles, rows),
         "",
         f"Share decided rightly, of naive pairs and of exchanged instructions: a reward model of "
-        f"{', of '.join(decided)}; words alone, of naive pairs, {_cell(probes, 'words_of_naive', 'against_base', 3)}. All parts took "
-        f"{costs.seconds.sum() / 60:.0f} minutes on {run['hardware']}.",
+        f"{', of '.join(decided)}; words alone, of naive pairs, {_cell(probes, 'words_of_naive', 'against_base', 3)}. "
+        f"All parts took {costs.seconds.sum() / 60:.0f} minutes on {run['hardware']}.",
     ]
 
 
