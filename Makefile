@@ -18,8 +18,8 @@ ifneq "$(OF)" "$(realpath .)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock run book recipe seeds study troubleshooting beyond grid render results publish demo collect
-.PHONY: script export jupyter pretrain torture bench test lint
+.PHONY: help setup lock run book recipe seeds study ensembles labels troubleshooting beyond grid render results
+.PHONY: publish demo collect script export jupyter pretrain torture bench test lint
 
 help:  ## show this list
 	@echo "make [command] [RLHF_PROFILE=smoke|lab|gpt2|larger]"
@@ -45,9 +45,16 @@ study: $(INSTALLED)  ## push the reward until it lies, for every seed, and draw 
 	@$(VENV)/bin/python scripts/study.py
 	@FORCE= $(VENV)/bin/python scripts/run_notebooks.py 4_overoptimisation
 
+ensembles: $(INSTALLED)  ## three reward models as one, and their accuracy against PPO's gain, after make study; it resumes
+	@FORCE= $(VENV)/bin/python scripts/seeds.py
+	@$(VENV)/bin/python scripts/study.py --ensembles
+
 beyond: $(INSTALLED)  ## compare PPO with DPO, RLOO, GRPO and others, for every seed; it resumes
 	@FORCE= $(VENV)/bin/python scripts/seeds.py
 	@$(VENV)/bin/python scripts/beyond.py
+
+labels: $(INSTALLED)  ## compare labels of the policy's own answers with the corpus's, after make seeds; it resumes
+	@$(VENV)/bin/python scripts/labels.py
 
 troubleshooting: $(INSTALLED)  ## plant eight faults into PPO, one at a time, after make run, and draw them; it resumes
 	@$(VENV)/bin/python scripts/troubleshooting.py

@@ -1,6 +1,8 @@
 """What the machine is and how it is used: device, precision, threads, seeds, clock."""
 
+import ctypes
 import functools
+import gc
 import math
 import os
 import random
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,20 @@ def clock() -> float:
     elif device().type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
+
+
+def free_memory() -> None:
+    """Give back the memory of what is no longer used.
+
+    Python's garbage collector counts objects and not their size, so a model in a cycle with its trainer may stay for
+    long; and glibc keeps most of what was freed: after fine-tuning 135M weights 2.5 GB, which the next training cannot
+    always use.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # other systems' allocators do without
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def positive_number(variable: str, example: str, zero: bool = False) -> float | None:

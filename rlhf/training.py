@@ -79,6 +79,7 @@ class StageTrainer(Resumable):
         return self.accelerator.reduce(loss, "mean"), *others
 
     def train(self, *args, **kwargs):
+        runtime.free_memory()  # of the trainings before this one in the same process
         # TRL's PPO has a seed for each process, by which it draws its answers.
         with runtime.isolated_generator(getattr(self, "local_seed", self.args.seed)):
             return super().train(*args, **kwargs)

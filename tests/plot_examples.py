@@ -116,8 +116,12 @@ def example_frames() -> dict[str, tuple]:
         "reward_probes": (probe_frame(random),),
         "overoptimisation": study_frames(random),
         "best_of_n": study_frames(random),
+        "ensemble_curves": (ensemble_frame(random),),
+        "laws": law_frames(random),
+        "accuracy_and_gain": (gain_frame(random),),
         "relevance": (relevance_frame(random),),
         "data_size": (data_size_frame(random), ("off_topic", "wrong_object")),
+        "labels": (labels_frame(),),
         "judges": (judge_frame(random),),
         "frontier": (frontier_frame(random),),
         "method_frontier": (method_frame(random),),
@@ -289,6 +293,49 @@ def study_frames(random) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows, columns=columns), pd.DataFrame(turns, columns=turn_columns)
 
 
+def ensemble_frame(random) -> pd.DataFrame:
+    """ensembles.csv of two seeds: the worst case falls least."""
+    rows = []
+    for seed in (0, 1):
+        for fall, setting in enumerate(("worst_case", "uncertainty_weighted", "mean", "single")):
+            for x, n in enumerate((1, 2, 4, 8, 16, 32, 64)):
+                kl = np.log(n) - (n - 1) / n
+                rows.append((seed, "best_of_n", setting, n, kl, 0.3 * x, 5 + 0.3 * x - 0.02 * fall * x, 2.2))
+            for x in range(11):
+                gold = 5 + 0.1 * x - 0.03 * (fall + 1) * x + random.normal(0, 0.03)
+                rows.append((seed, "ppo", setting, x, 0.3 * x**2, 0.12 * x, gold, 2.2))
+    columns = ["seed", "method", "setting", "x", "kl", "proxy", "gold", "gold_unit"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def law_frames(random) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Curves of PPO at two settings that follow the law but for noise, and the fits: one has no peak."""
+    rows, fits = [], []
+    for seed in (0, 1, 2):
+        for beta, setting in ((0.2, "kl_coef 0.1, all pairs"), (0.4, "kl_coef 0, 1/4 of pairs")):
+            for x in range(6):
+                d = 1.1 * x
+                gold = d * (0.2 - beta * np.log(max(d, 1e-9))) + random.normal(0, 0.05)
+                rows.append((seed, "ppo", setting, x, d**2, 5 + 2.2 * gold, 2.2))
+            fits.append(("ppo", setting, seed, 0.2, beta, 0.1, np.inf if seed == 2 else 0.9))
+    curves = pd.DataFrame(rows, columns=["seed", "method", "setting", "x", "kl", "gold", "gold_unit"])
+    columns = ["method", "setting", "seed", "alpha", "beta", "peak_kl_low", "peak_kl_high"]
+    return curves, pd.DataFrame(fits, columns=columns)
+
+
+def gain_frame(random) -> pd.DataFrame:
+    """A row for each reward model, seed and way to optimise, as studies.reward_models.accuracy_and_gain gives them."""
+    ways = {"PPO as in the run": 0.6, "PPO pushed, kl_coef 0.1": -1.5, "best of 64": 0.9}
+    accuracies = {"eighth": 0.65, "quarter": 0.75, "half": 0.8, "seeing": 0.86, "blind": 0.7}
+    rows = [
+        (way, seed, name, gain + random.normal(0, 0.1), accuracy + random.normal(0, 0.02))
+        for way, gain in ways.items()
+        for name, accuracy in accuracies.items()
+        for seed in (0, 1, 2)
+    ]
+    return pd.DataFrame(rows, columns=["optimised", "seed", "reward_model", "gold", "accuracy"])
+
+
 def relevance_frame(random) -> pd.DataFrame:
     rows = []
     for seed in (0, 1, 2):
@@ -309,6 +356,19 @@ def data_size_frame(random) -> pd.DataFrame:
         for name in ("all", "off_topic", "wrong_object", "repetitive")
     ]
     return pd.DataFrame(rows, columns=["seed", "pairs", "slice", "accuracy"])
+
+
+def labels_frame() -> pd.DataFrame:
+    """labels.csv of two seeds, near each other; the corpus alone has all labels."""
+    sizes = {"corpus": (500, 1000, 2000, 8000), "on_policy": (500, 1000, 2000), "both": (500, 1000, 2000)}
+    rows = [
+        (seed, arm, labels, metric, low + high * np.log2(labels / 250) * (1 + place / 4) + (seed - 0.5) / 20)
+        for seed in (0, 1)
+        for place, (arm, of) in enumerate((sizes | {"active": (1000, 2000)}).items())
+        for labels in of
+        for metric, low, high in (("gold", 0.1, 0.15), ("accuracy_on_policy", 0.5, 0.05), ("kl", 1.0, 0.2))
+    ]
+    return pd.DataFrame(rows, columns=["seed", "arm", "labels", "metric", "mean"])
 
 
 def judge_frame(random) -> pd.DataFrame:

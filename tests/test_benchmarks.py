@@ -165,7 +165,10 @@ def test_texts_are_as_long_as_they_should_be_and_fit(load):
 
 
 def test_lengths_are_those_of_the_published_examples():
-    folder = Path(os.environ.get("RLHF_TEST_DATA", ""))
+    named = os.environ.get("RLHF_TEST_DATA")
+    if not named:
+        pytest.skip("RLHF_TEST_DATA is not set: no published examples to read")
+    folder = Path(named)
     if not (folder / "dahoas" / "published_examples.json").is_file():
         pytest.skip("RLHF_TEST_DATA has no dahoas/published_examples.json")
     rows = json.loads((folder / "dahoas" / "published_examples.json").read_text(encoding="utf-8"))

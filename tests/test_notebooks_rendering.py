@@ -137,7 +137,7 @@ def test_machine_paths_are_told_from_relative_ones_and_addresses_of_the_web():
 def test_results_become_what_the_run_made_and_keep_what_only_a_study_makes(place, tmp_path, capsys):
     run, results = tmp_path / "outputs", tmp_path / "results"
     there = (results, "rouge.csv"), (results, "gone.csv"), (results, "judge.csv"), (results, "ppo_grid.csv")
-    there += ((results, "troubleshooting_alarms.csv"), (results, "beyond_given.csv"))
+    there += ((results, "troubleshooting_alarms.csv"), (results, "beyond_given.csv"), (results, "labels.csv"))
     for folder, name in ((run, "rouge.csv"), *there):
         (folder / "evaluation" / "lab" / name).write_text(folder.name)
     (run / "plots" / "lab" / "paired.png").write_text("new")
@@ -151,6 +151,7 @@ def test_results_become_what_the_run_made_and_keep_what_only_a_study_makes(place
         "evaluation/lab/ppo_grid.csv": "results",
         "evaluation/lab/troubleshooting_alarms.csv": "results",
         "evaluation/lab/beyond_given.csv": "results",
+        "evaluation/lab/labels.csv": "results",
         "plots/lab/paired.png": "new",
         "plots/lab/judge.png": "old",
     }

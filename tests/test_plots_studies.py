@@ -59,6 +59,19 @@ def test_data_size_shows_the_mean_of_the_seeds_for_the_slices_that_are_asked_for
     np.testing.assert_allclose(shown["off topic"], means)
 
 
+def test_labels_show_the_means_of_the_seeds_in_both_measures_and_each_seed_beside_them():
+    (frame,) = EXAMPLES["labels"]
+    for axes, metric in zip(panels(example("labels")), ("gold", "accuracy_on_policy"), strict=True):
+        rows = frame[frame.metric == metric]
+        shown, points = lines(axes), [point for of in axes.collections for point in of.get_offsets()[:, 1]]
+        for arm, label in (("corpus", "pairs of the corpus"), ("active", "SFT's, chosen")):
+            np.testing.assert_allclose(shown[label], rows[rows.arm == arm].groupby("labels")["mean"].mean())
+        assert sorted(points) == pytest.approx(sorted(rows["mean"]))
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["500", "1,000", "2,000", "8,000"]
+    gold_alone = panels(draw("labels", frame[frame.metric == "gold"]))
+    assert [axes.get_title("left") for axes in gold_alone] == ["PPO"]
+
+
 def test_frontier_joins_the_best_of_n_of_a_seed_in_the_order_of_their_distance():
     reward = panels(example("frontier"))[0]
     joined = [line for line in reward.lines if line.get_marker() == "P"]

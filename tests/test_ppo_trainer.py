@@ -274,6 +274,13 @@ def test_head_and_log_softmax_are_float32_under_autocast(stage, monkeypatch):
     assert trainer.check_sampler() < 0.05
 
 
+def test_ppo_begins_by_giving_back_the_memory_of_trainings_before_it(stage, monkeypatch):
+    trainer, calls = make(stage, dataclasses.replace(SETTINGS, updates=1)), []
+    monkeypatch.setattr(runtime, "free_memory", lambda: calls.append(trainer.update))
+    trainer.train()
+    assert calls == [0]
+
+
 def test_sampler_that_disagrees_with_the_trainer_is_refused_before_training(stage, monkeypatch):
     trainer = make(stage)
     sample = actors.sample

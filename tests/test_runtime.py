@@ -1,13 +1,16 @@
 """The machine and the seeds: precision only where it is native, one seeding function, generators left alone."""
 
 import ast
+import gc
 import os
+import platform
 import random
 
 from rlhf import runtime
 from rlhf.outputs import ROOT
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import run_python
@@ -105,6 +108,26 @@ def test_peak_memory_is_that_of_the_process_and_none_where_the_system_does_not_t
     peak = runtime.peak_memory_mb(os.getpid())
     assert peak is None or 50 < peak < 200_000
     assert runtime.peak_memory_mb(2**30) is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator, which is left alone")
+def test_memory_that_is_no_longer_used_is_given_back_though_cycles_and_the_allocator_hold_it():
+    class Trainer:
+        def __init__(self):  # blocks below the size that glibc takes from the system one by one
+            self.itself, self.weights = self, [np.ones(100_000, dtype=np.int8) for _ in range(3_000)]
+            self.last = np.ones(100_000, dtype=np.int8)
+
+    def used() -> float:
+        return psutil.Process().memory_info().rss / 1e6
+
+    gc.disable()
+    try:
+        last, before = Trainer().last, used()  # the last block keeps the others from the end of the heap
+        assert used() > 300 and last.all()
+        runtime.free_memory()
+    finally:
+        gc.enable()
+    assert used() < before - 250
 
 
 def test_hardware_is_said_in_words(monkeypatch):

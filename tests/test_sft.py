@@ -155,6 +155,15 @@ def test_full_finetuning_lowers_both_losses_and_writes_tensorboard_files(trained
     assert list((outputs.logs_dir(profile) / "sft_full").rglob("events.out.tfevents.*"))
 
 
+def test_a_training_begins_by_giving_back_the_memory_of_those_before(trained, monkeypatch):
+    profile, tokenizer, train, _ = trained
+    profile, calls = dataclasses.replace(profile, max_steps=1), []
+    trainer = sft.make_trainer(profile, "memory", models.load_base(profile), tokenizer, train, None, learning_rate=1e-3)
+    monkeypatch.setattr(runtime, "free_memory", lambda: calls.append(trainer.state.global_step))
+    trainer.train()
+    assert calls == [0]
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapter_training_lowers_the_loss_and_leaves_the_base_as_it_was(trained, method):
     profile, tokenizer, train, validation = trained

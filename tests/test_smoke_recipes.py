@@ -34,6 +34,7 @@ RECIPES = {
             "evaluation/variety.csv",
             "evaluation/paired.csv",
             "evaluation/shown.csv",
+            "evaluation/freezing.csv",
             "evaluation/collapsed.csv",
             "evaluation/costs.csv",
             "evaluation/sentences.csv",

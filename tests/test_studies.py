@@ -1,10 +1,11 @@
 """Running the studies: what is resumed, what FORCE=1 deletes, how seeds are gathered, and the command line."""
 
+import dataclasses
 import runpy
 import sys
 
 from rlhf import outputs, studies
-from rlhf.studies import common, overoptimisation, reward_models
+from rlhf.studies import common, ensembles, overoptimisation, reward_models
 from rlhf.studies.seeds import folders
 
 import pandas as pd
@@ -39,6 +40,8 @@ def parts(monkeypatch):
     for name in ("data_size", "relevance", "judge"):
         monkeypatch.setattr(reward_models, name, part(name, f"{name}.csv"))
     monkeypatch.setattr(overoptimisation, "run", part("overoptimisation", *studies.FILES[3:]))
+    monkeypatch.setattr(reward_models, "gains", part("gains", studies.ENSEMBLES[0]))
+    monkeypatch.setattr(ensembles, "run", part("ensembles", *studies.ENSEMBLES[1:]))
     monkeypatch.setattr(common, "Study", lambda profile: object())
     return done
 
@@ -49,6 +52,8 @@ def test_every_study_names_its_files_and_no_file_has_two_of_them():
     for part, files in zip(parts, [*([name] for name in studies.FILES[:3]), studies.FILES[3:]], strict=True):
         assert all(name in part.__doc__ for name in files) and "Inputs:" in part.__doc__
     assert all((outputs.REFERENCE / "evaluation" / "lab" / name).exists() for name in studies.FILES)
+    gains, *of_ensembles = studies.ENSEMBLES
+    assert gains in reward_models.gains.__doc__ and all(name in ensembles.run.__doc__ for name in of_ensembles)
 
 
 def test_names_of_the_files_are_known_without_the_models():
@@ -71,6 +76,28 @@ def test_study_that_broke_off_between_its_files_is_done_again_and_leaves_each_ro
     studies.run(profile)
     assert parts == ["data_size", "relevance", "judge", "overoptimisation"]
     assert read(profile, "turning_points.csv").value.tolist() == ["new turning_points.csv", "old of 7"]
+
+
+def test_ensembles_are_studies_of_their_own_with_their_own_files_and_reward_models(profile, parts):
+    outputs.write_csv(profile, studies.FILES[0], table([profile.seed]))
+    for name in common.REWARD_MODELS + common.MEMBERS[1:]:
+        outputs.checkpoint_path(profile, f"reward_model_{name}").mkdir(parents=True)
+    studies.run(profile, studies.ENSEMBLES)
+    assert parts == ["gains", "ensembles"]
+    assert all(read(profile, name).seed.tolist() == [profile.seed] for name in studies.ENSEMBLES)
+    studies.run(profile, studies.ENSEMBLES)
+    assert len(parts) == 2
+    studies.forget(profile, studies.ENSEMBLES)
+    left = {path.name.removeprefix("reward_model_") for path in outputs.checkpoints_dir(profile).iterdir()}
+    assert left == set(common.REWARD_MODELS) and len(read(profile)) == 1
+    assert not any((outputs.evaluation_dir(profile) / name).exists() for name in studies.ENSEMBLES)
+
+
+def test_ensembles_of_real_data_are_refused_before_anything_is_trained(profile, parts):
+    real = dataclasses.replace(profile, lab=None, dataset="some/pairs")
+    with pytest.raises(ValueError, match=r"dataset 'some/pairs' has no gold score .*; run them on the lab profile\."):
+        studies.run(real, studies.ENSEMBLES)
+    assert parts == []
 
 
 def test_run_keeps_the_rows_of_other_seeds(profile, parts):
@@ -149,6 +176,14 @@ def test_each_seed_runs_in_a_process_of_its_own_and_a_failure_ends_it_all(profil
     assert calls == [(0, "study.py", "--here"), (1, "study.py", "--here")]
 
 
+def test_ensembles_are_run_and_gathered_by_the_same_script(profile, monkeypatch):
+    calls, gathered = [], []
+    monkeypatch.setattr(studies, "gather", lambda *asked: gathered.append(asked[1:]))
+    assert main(monkeypatch, "--ensembles", "2", run_script=lambda profile, *call: calls.append(call)) == 0
+    assert calls == [(2, "study.py", "--here", "--ensembles")]
+    assert gathered == [([2], studies.ENSEMBLES, "make ensembles")]
+
+
 def test_chosen_seeds_run_and_are_gathered(profile, monkeypatch):
     write(outputs.root(), profile, [0, 2], "old")
 
@@ -164,7 +199,8 @@ def test_seeds_own_process_holds_the_lock_and_forgets_first_with_force(profile, 
     steps = []
 
     def step(name):
-        def done(profile):
+        def done(profile, files):
+            assert files is studies.FILES
             with pytest.raises(BlockingIOError), outputs.run_lock():
                 pass
             steps.append((name, profile.seed))

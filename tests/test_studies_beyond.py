@@ -51,7 +51,7 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
 
     assert given.answers[["ppo_scratch", "rloo", "grpo"]].tolist() == [24] * 3
     assert given.answers[["dpo", "ipo"]].tolist() == [0, 0]
-    assert given.labels["dpo"] == 24 < given.labels["rloo"] == 140
+    assert given.labels.unique() == [140]
     assert sorted(set(along.method)) == sorted(SAMPLING)
     assert along[along.method == "rloo"].answers.tolist() == [0, 8, 16, 24]
     ends = along.groupby("method").tail(1).set_index("method").gold
@@ -82,6 +82,18 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
     assert [(name, value) for name, _, value in trained] == [("grpo", value) for value in kl_coefs]  # none is searched
     again = read(ready, "frontier").sort_values(["method", "value"], ignore_index=True)
     pd.testing.assert_frame_equal(again, frontier.sort_values(["method", "value"], ignore_index=True))
+
+
+def test_of_another_seed_than_that_of_the_search_the_chosen_value_alone_is_trained(ready, monkeypatch):
+    for name in set(METHODS) - {"rloo"}:
+        monkeypatch.delitem(METHODS, name)
+    searched = METHODS["rloo"].searched
+    found = pd.DataFrame({"value": searched, "reward": [1.0, 2.0]})
+    found = found.assign(seed=ready.seed + 1, method="rloo", dial="kl_coef", learning_rate=1e-3, kl=0.5)
+    outputs.write_csv(ready, beyond.SEARCH, found)
+    beyond.run(ready)
+    frontier = read(ready, "frontier").query("method == 'rloo'")
+    assert frontier[["value", "chosen"]].to_numpy().tolist() == [[searched[1], True]]
 
 
 def test_real_data_have_no_gold_and_the_comparison_says_so(ready, tmp_path, monkeypatch):
@@ -154,15 +166,15 @@ def test_rejection_learns_the_best_and_online_dpo_the_best_over_the_worst(trial,
 
 def test_labelled_pairs_are_what_the_reward_model_read(trial):
     study = trial.study
-    rows, pairs = methods.labelled_rows(study, 20), study.part_of_pairs(20 / 140)
+    rows, pairs = methods.labelled_rows(study), study.pairs["train"]
     wholes = {tuple(r["prompt_ids"] + r[f"{side}_ids"]) for r in rows for side in ("chosen", "rejected")}
-    ended = [True] * 20
+    ended = [True] * len(pairs)
     read = [
         tuple(ids)
         for side in ("chosen", "rejected")
         for ids in scoring.encode(study.tokenizer, list(pairs["prompt"]), list(pairs[side]), ended)
     ]
-    assert len(rows) == 20 and wholes == set(read)
+    assert len(rows) == 140 and wholes == set(read)
     assert all(whole[-1] == study.tokenizer.eos_token_id for whole in wholes)
     assert methods.tokens_of(rows) == sum(map(len, read))
 

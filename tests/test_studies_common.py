@@ -79,6 +79,22 @@ def test_reward_model_does_not_depend_on_those_that_were_trained_before_it(study
     assert not torch.equal(weights(study.profile, "judge")["score.weight"], first["score.weight"])
 
 
+def test_members_of_an_ensemble_are_trained_on_the_same_pairs_by_other_seeds(study, monkeypatch):
+    made = []
+
+    def trainer(profile, model, tokenizer, train, validation):
+        made.append((profile.seed, sorted(train["chosen"]), train["chosen"], model.score.weight.clone()))
+        raise InterruptedError
+
+    monkeypatch.setattr(common, "make_trainer", trainer)
+    for member, name in enumerate(common.MEMBERS[:2]):
+        with pytest.raises(InterruptedError):
+            study.train_reward_model(name, study.part_of_pairs(1 / 4), member=member, mismatched_first=0.0)
+    first, second = made
+    assert (first[0], second[0]) == (study.profile.seed, study.profile.seed + 1000)
+    assert first[1] == second[1] and first[2] != second[2] and not torch.equal(first[3], second[3])
+
+
 def test_reward_model_that_is_there_is_not_trained_again(study, monkeypatch):
     outputs.checkpoint_path(study.profile, "reward_model_half").mkdir(parents=True)
     monkeypatch.setattr(common, "make_trainer", None)
@@ -98,3 +114,9 @@ def test_correct_is_counted_over_the_test_pairs(study, proxy):
     chosen, rejected = scoring.score_pairs(proxy.model, study.tokenizer, test, batch_size=4)
     assert len(correct) == len(test)
     assert correct.mean() == pytest.approx((chosen > rejected).mean() + 0.5 * (chosen == rejected).mean())
+
+
+def test_accuracy_on_samples_is_counted_where_gold_prefers_one_of_two_answers():
+    scores, gold = np.array([5.0, 5, 5, 5, 4, 4, 5, 0]), np.array([2.0, 2, 2, 2, 1, 3, 1, 2])  # first, then second ones
+    assert common.agreed(scores, gold).tolist() == [1, 0, 0.5]
+    assert len(common.agreed(scores, np.full(8, np.nan))) == 0

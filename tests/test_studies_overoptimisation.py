@@ -69,6 +69,13 @@ def test_without_gold_the_turn_is_looked_for_by_the_judge_alone():
     assert list(turns_of(curve("ppo", "a setting", [0, 1], [0.0, 0.0], scores)).index) == ["judge"]
 
 
+def test_curve_without_a_judge_has_neither_its_column_nor_its_turn():
+    scores = {name: np.arange(12.0).reshape(2, 6) for name in ("proxy", "gold")}
+    made = curve("ppo", "a setting", [0, 4], [0.0, 1.5], scores)
+    assert "judge" not in overoptimisation.curve_table(*made, gold_unit=2.5)
+    assert list(turns_of(made).index) == ["gold"]
+
+
 def test_curve_of_best_of_n_runs_from_the_mean_answer_to_the_highest():
     random = np.random.default_rng(0)
     proxy, judge, gold = random.normal(size=(3, 5, overoptimisation.CANDIDATES))

@@ -76,6 +76,85 @@ def test_without_a_gold_score_the_reward_alone_is_measured(unchanged, monkeypatc
     assert "reward" in set(table.metric) and not {"gold", "relevance"} & set(table.metric)
 
 
+def gains_of(study, monkeypatch):
+    trained = {}
+    monkeypatch.setattr(study, "train_reward_model", lambda name, pairs, **changes: trained.update({name: changes}))
+    return reward_models.gains(study)["reward_model_gains.csv"], trained
+
+
+def test_gains_continue_the_table_of_relevance(unchanged, monkeypatch):
+    relevance, _ = relevance_of(unchanged, monkeypatch)
+    table, trained = gains_of(unchanged, monkeypatch)
+    assert trained == {"blind": {"mismatched_first": 0.0}} | {name: {} for name in common.SHARES}
+    assert list(table.columns) == list(relevance.columns)
+    measured = table.groupby("reward_model", sort=False).metric.agg(set)
+    assert measured["blind"] == measured["seeing"] == {"accuracy sampled"}
+    of_relevance = set(relevance.metric) | {"accuracy sampled"}
+    assert all(measured[name] == of_relevance for name in common.SHARES)
+    assert table["mean"][table.metric == "gold"].tolist() == pytest.approx([0] * 3)
+
+
+SIZES = pd.DataFrame(
+    [(seed, share, kind, share / 2 + 0.4) for seed in (0, 1) for share in (1 / 4, 1) for kind in ("all", "off_topic")],
+    columns=["seed", "share", "slice", "accuracy"],
+)
+RELEVANCE = pd.DataFrame(
+    [
+        (seed, model, metric, value)
+        for seed in (0, 1)
+        for model, level in (("blind", 0.6), ("seeing", 0.9))
+        for metric, value in (("accuracy", level), ("accuracy off_topic", level), ("gold", level + seed), ("reward", 9))
+    ],
+    columns=["seed", "reward_model", "metric", "mean"],
+)
+CURVES = pd.DataFrame(
+    [(0, *way, x, 5 - x) for way in (("ppo", "kl_coef 0, 1/4 of pairs"), ("best_of_n", "all pairs")) for x in (8, 1)],
+    columns=["seed", "method", "setting", "x", "gold"],
+)
+
+
+def test_each_gain_stands_beside_the_accuracies_of_its_reward_model():
+    rows = reward_models.accuracy_and_gain(SIZES, RELEVANCE, CURVES).set_index(["optimised", "seed", "reward_model"])
+    assert len(rows) == 4 + 2
+    assert rows.loc[("PPO as in the run", 1, "blind")].tolist() == [1.6, 0.6, 0.6]
+    pushed = rows.loc[("PPO pushed, kl_coef 0", 0, "quarter")]  # from the first point to the last, whatever their order
+    assert pushed.tolist() == [-7, pytest.approx(0.525), pytest.approx(0.525)]
+    assert rows.loc[("best of 8", 0, "seeing")].gold == -7
+
+
+def test_further_reward_models_take_part_once_their_gains_are_measured():
+    more = pd.DataFrame({"seed": 0, "reward_model": "eighth", "metric": ["accuracy", "gold"], "mean": [0.5, 0.1]})
+    more.loc[2] = (0, "seeing", "accuracy sampled", 0.7)
+    rows = reward_models.accuracy_and_gain(SIZES, pd.concat([RELEVANCE, more]), CURVES)
+    run = rows[rows.optimised == "PPO as in the run"]
+    assert len(run) == 5 and run[run.reward_model == "eighth"].accuracy.item() == 0.5
+    assert run["accuracy sampled"].dropna().tolist() == [0.7]
+
+
+def test_without_gold_there_is_nothing_to_compare():
+    unknown = RELEVANCE[RELEVANCE.metric != "gold"]
+    assert reward_models.accuracy_and_gain(SIZES, unknown, CURVES.assign(gold=np.nan)).empty
+
+
+def test_rank_correlation_is_that_of_each_accuracy_with_its_honest_number():
+    rows = [("a", seed, f"m{i}", i + seed / 9, i / 10, -i / 10 if i else np.nan) for i in range(5) for seed in (0, 1)]
+    points = pd.DataFrame(rows, columns=["optimised", "seed", "reward_model", "gold", "accuracy", "accuracy sampled"])
+    table = reward_models.correlations(pd.concat([points, points.head(2).assign(optimised="two points")]))
+    assert table.optimised.tolist() == ["a", "a"] and table.accuracy.tolist() == ["accuracy", "accuracy sampled"]
+    assert table[["n", "reward_models", "seeds"]].to_numpy().tolist() == [[10, 5, 2], [8, 4, 2]]
+    assert table.correlation[0] > 0.95 and table.correlation[1] < -0.95
+    assert (table.ci_low <= table.correlation).all() and (table.correlation <= table.ci_high).all()
+
+
+def test_interval_of_a_rank_correlation_of_few_points_is_wide():
+    points = pd.DataFrame({"optimised": "a", "seed": range(6), "reward_model": "m", "gold": [0, 1, 2, 3, 5, 4]})
+    (row,) = reward_models.correlations(points.assign(accuracy=[0, 0, 0, 0, 0, 1])).itertuples()
+    assert row.ci_low < 0 < row.correlation < row.ci_high < 1  # only one accuracy differs
+    (row,) = reward_models.correlations(points.assign(accuracy=range(6))).itertuples()
+    z = np.arctanh(33 / 35) - 1.96 * np.sqrt((1 + (33 / 35) ** 2 / 2) / 3)  # one exchange of two neighbours
+    assert (row.correlation, row.ci_low) == pytest.approx((33 / 35, np.tanh(z)))
+
+
 SFT, POLICIES = [0.0] * 4, {"base": [-1.0] * 4, "ppo": [1.0, 1.0, 1.0, -1.0]}
 
 

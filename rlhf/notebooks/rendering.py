@@ -23,7 +23,8 @@ from nbformat import NotebookNode
 
 STUDY_PLOTS = ("relevance", "data_size", "overoptimisation", "best_of_n", "judge", "frontier")
 KEPT_WITHOUT_STUDY = {"seeds.csv", "ppo_grid.csv", *studies.FILES, *(f"{name}.png" for name in STUDY_PLOTS)}
-OF_COMMANDS = ("troubleshooting", "beyond_")  # how the names of all files begin that these commands of make write
+# How the names of all files begin that these commands of make write.
+OF_COMMANDS = ("troubleshooting", "beyond_", "labels", *studies.ENSEMBLES)
 MAX_BYTES = 500_000
 # The start of an absolute path in a home folder, a temporary folder or on a mounted disk.
 MACHINE_PATH = re.compile(r"(?<![\w./])/(?:root|work|opt|tmp|mnt|home/\w+|Users/\w+)/\w[^\s'\"`<>)]*")
@@ -153,7 +154,7 @@ def render_all(notebooks: list[Path], profile: Profile) -> list[str]:
 def copy_results(profile: Profile) -> None:
     """Make results/ what this run measured and drew.
 
-    Kept is what only `make study`, `make troubleshooting`, `make beyond` and `make grid` make where they have not run
+    Kept is what only other commands of make write (studies.FILES, OF_COMMANDS, `make grid`) where they have not run
     here, and the rows of other seeds where `make seeds` has not. What is kept or deleted is printed.
     """
     tables = {} if (outputs.evaluation_dir(profile) / "seeds.csv").exists() else _with_other_seeds(profile)

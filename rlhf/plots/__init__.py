@@ -18,8 +18,9 @@ from rlhf.plots.comparison import (
     reward_probes,
 )
 from rlhf.plots.diagrams import lora_block, ppo_data_flow
+from rlhf.plots.ensembles import accuracy_and_gain, ensemble_curves, laws
 from rlhf.plots.ppo import answer_tokens, clipped_objective, kl_estimators, monitored, ppo_curves
 from rlhf.plots.reward import accuracy_slices, calibration, error_kinds, length_difference, margins, reward_curve
 from rlhf.plots.sft import cost_bars, learning_rates, loss_curves, stop_and_length, token_lengths
-from rlhf.plots.studies import best_of_n, data_size, frontier, judges, overoptimisation, relevance
+from rlhf.plots.studies import best_of_n, data_size, frontier, judges, labels, overoptimisation, relevance
 from rlhf.plots.troubleshooting import alarms, beside_healthy

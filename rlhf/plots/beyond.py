@@ -15,11 +15,16 @@ def _score(frame: pd.DataFrame) -> str:
 
 
 def _means(axes, frame: pd.DataFrame, x: str, step: str, dashed: str = "") -> None:
-    """The score over x: a faint point for each seed, and for each method a line through the means of equal `step`."""
+    """The score over x: a faint point for each seed, and for each method a line through the means of equal `step`.
+
+    A seed for which a method has fewer steps than for another is not in the line: its means would be of other seeds
+    from point to point.
+    """
     score = _score(frame)
     for rows, look in style.each_series(frame, "method"):
         axes.scatter(rows[x], rows[score], color=look["color"], marker=look["marker"], s=18, alpha=0.4, linewidths=0)
-        mean = rows.groupby(step, as_index=False).mean(numeric_only=True)
+        steps = rows.groupby("seed")[step].transform("size")
+        mean = rows[steps == steps.max()].groupby(step, as_index=False).mean(numeric_only=True)
         line = "--" if rows.method.iloc[0] == dashed else "-"
         axes.plot(mean[x], mean[score], linewidth=1.4, linestyle=line, **look)
     axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
@@ -27,9 +32,10 @@ def _means(axes, frame: pd.DataFrame, x: str, step: str, dashed: str = "") -> No
 
 @style.draws("seed method value chosen kl reward gold")
 def method_frontier(frame: pd.DataFrame) -> Figure:
-    """Gold above SFT over KL: a line along the dial of each method, means over seeds; a ring at the chosen value.
+    """Gold above SFT over KL: a line along the dial of each method, for the seeds that were trained along all of it.
 
-    Faint points are seeds. Best of n has the KL of its formula, and its line is dashed.
+    A ring stands at the chosen value, at the mean of all seeds; faint points are seeds. Best of n has the KL of its
+    formula, and its line is dashed.
     """
     score, most = _score(frame), max(frame.kl.max(), 0.5)
     title = f"The {style.words(score)} that each method gains for its distance from SFT (rings: the chosen settings)"

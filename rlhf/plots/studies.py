@@ -1,4 +1,4 @@
-"""Figures of the studies over several seeds: over-optimisation, relevance, data size, judges, distance from SFT."""
+"""Figures of the studies over seeds: over-optimisation, relevance, data size, labels, judges, distance from SFT."""
 
 import math
 
@@ -64,7 +64,7 @@ def _from_start(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**frame[SCORES] - frame.groupby(["setting", "seed"])[SCORES].transform("first"))
 
 
-def _seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **look) -> None:
+def seed_lines(axes, rows: pd.DataFrame, x: str, y: str, step: str, colour: str, **look) -> None:
     """y over x: a thin line for each seed, a thick one for their mean over the rows of equal `step`."""
     for _, seed in rows.groupby("seed"):
         axes.plot(seed[x], seed[y], color=colour, linewidth=0.8, alpha=0.5)
@@ -82,7 +82,7 @@ def _three_scores(axes, rows: pd.DataFrame, turns: pd.DataFrame, x: str) -> None
     for name, dashes in zip(SCORES, ("-", ":", "--"), strict=True):
         if rows[name].notna().all():
             colour, _, text = style.SERIES[name]
-            _seed_lines(axes, rows, x, name, "place", colour, label=text, linestyle=dashes)
+            seed_lines(axes, rows, x, name, "place", colour, label=text, linestyle=dashes)
     mean = rows.groupby("place")[[x, *SCORES]].mean()
     axes.fill_between(mean[x], mean.proxy, mean.gold, color=style.GREY, alpha=0.2, linewidth=0, label="gap")
     axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
@@ -130,13 +130,43 @@ def data_size(frame: pd.DataFrame, slices: tuple[str, ...]) -> Figure:
     shown = [name for name in ("all", *slices) if name in set(frame.slice)]
     for name, colour in zip(shown, (style.BLACK, style.BLUE, style.VERMILION, style.GREEN), strict=False):
         text = "all test pairs" if name == "all" else style.words(name)
-        _seed_lines(axes, frame[frame.slice == name], "pairs", "accuracy", "pairs", colour, marker="o", label=text)
+        seed_lines(axes, frame[frame.slice == name], "pairs", "accuracy", "pairs", colour, marker="o", label=text)
     axes.set_xscale("log", base=2)
     sizes = sorted(frame.pairs.unique())
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.axhline(0.5, color=style.BLACK, linewidth=0.8, linestyle=":")
     style.label(axes, "training pairs (dotted: chance)", "share right")
     return style.legend(figure)
+
+
+@style.draws("arm seed labels metric mean")
+def labels(frame: pd.DataFrame) -> Figure:
+    """Gold that PPO gains and the reward model's accuracy on SFT's answers, by number of labels; faint: each seed.
+
+    Of the two measures those are drawn that there are. The points of an arm stand beside those of the others.
+    """
+    texts = {
+        "gold": ("gold above SFT (points)", "PPO"),
+        "accuracy_on_policy": ("share right (dotted: chance)", "reward model on SFT's answers"),
+    }
+    shown, places = [metric for metric in texts if metric in set(frame.metric)], sorted(frame.labels.unique())
+    style.check(frame[frame.metric.isin(shown)])
+    title = "Gold that PPO gains by number of labels, and accuracy of its reward model"
+    figure, panels = style.new_panels(title, 3.9, 1, len(shown))
+    arms = style.each_series(frame, "arm")
+    for axes, metric in zip(panels, shown, strict=True):
+        for (rows, look), offset in zip(arms, style.offsets(len(arms), 0.2), strict=True):
+            rows = rows[rows.metric == metric]
+            faint = {"color": look["color"], "marker": look["marker"], "s": 18, "alpha": 0.4, "linewidths": 0}
+            axes.scatter(rows.labels * 2**offset, rows["mean"], **faint)
+            mean = rows.groupby("labels")["mean"].mean()
+            axes.plot(mean.index * 2**offset, mean, linewidth=1.4, **look)
+        axes.axhline(0 if metric == "gold" else 0.5, color=style.BLACK, linewidth=0.8, linestyle=":", zorder=1.5)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{place:,}" for place in places])
+        axes.margins(x=0.08)
+        style.label(axes, "labels", *texts[metric])
+    return style.legend(figure, columns=4)
 
 
 @style.draws("model seed metric mean")

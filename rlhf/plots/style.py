@@ -42,7 +42,18 @@ SERIES = {key: (model.colour, model.marker, model.label) for key, model in MODEL
     "gold": (BLUE, "D", "gold score"),
     "blind": (ORANGE, "v", "blind reward model"),
     "seeing": (GREEN, "o", "seeing reward model"),
+    "corpus": (BLACK, "o", "pairs of the corpus"),
+    "on_policy": (BLUE, "D", "SFT's answers"),
+    "both": (GREEN, "P", "half of each"),
+    "active": (VERMILION, "^", "SFT's, chosen"),
     "best_of_n": (GREY, "*", "best of n"),
+    "eighth": (SKY, "v", "1/8 of pairs"),
+    "quarter": (BLUE, "P", "1/4 of pairs"),
+    "half": (PURPLE, "X", "1/2 of pairs"),
+    "single": (BLACK, "o", "single reward model"),
+    "mean": (BLUE, "s", "mean of three"),
+    "worst_case": (VERMILION, "v", "worst case of three"),
+    "uncertainty_weighted": (GREEN, "D", "uncertainty-weighted"),
 }
 SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, BLACK, ORANGE), "PXdp"
 METRICS = {

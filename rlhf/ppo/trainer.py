@@ -136,6 +136,7 @@ class PPOTrainer(Actors):
         Raises NotFiniteError where the loss or the KL is not finite, ValueError for scores that can't be used and where
         sampler and trainer disagree (check_sampler), OutOfMemoryError where not even one answer fits (_in_memory).
         """
+        runtime.free_memory()  # of the trainings before this one in the same process
         settings = self.settings
         ceiling = math.inf if settings.kl_ceiling is None else settings.kl_ceiling
         if self.checkpoints:

@@ -1,6 +1,6 @@
 """Studies of a finished run, beyond what it evaluates: what the notebooks 4 and 5 of 03_ppo_alignment draw.
 
-`run` makes those of 4_overoptimisation.ipynb; that of 5_troubleshooting.ipynb is rlhf/studies/troubleshooting.py.
+`run` makes those of over-optimisation and of ensembles; that of 5_troubleshooting.ipynb is in troubleshooting.py.
 """
 
 import shutil
@@ -12,27 +12,37 @@ from rlhf.studies.seeds import read_csv
 
 import pandas as pd
 
-# All that the studies write: those of over-optimisation, and that of troubleshooting. They are imported where they run:
-# those who want the names alone need no models.
+# All that the studies write: those of over-optimisation, of ensembles, and of troubleshooting. They are imported where
+# they run: those who want the names alone need no models.
 FILES = ("data_size.csv", "relevance.csv", "judge.csv", "overoptimisation.csv", "turning_points.csv", "frontier.csv")
+ENSEMBLES = ("reward_model_gains.csv", "ensemble_turns.csv", "ensembles.csv")
 TROUBLESHOOTING = ("troubleshooting.csv", "troubleshooting_end.csv", "troubleshooting_alarms.csv")
 
 
-def run(profile: Profile) -> None:
+def run(profile: Profile, files: tuple[str, ...] = FILES) -> None:
     """The studies of the profile's seed that are not done, in the outputs folder that is set.
 
-    A study is done whose last CSV has rows of the seed.
+    files: FILES or ENSEMBLES. A study is done whose last CSV has rows of the seed. Raises ValueError for ENSEMBLES of
+    real data.
     """
-    from rlhf.studies import common, overoptimisation, reward_models
+    from rlhf.studies import common, ensembles, overoptimisation, reward_models
 
+    if files is ENSEMBLES and not profile.lab:
+        raise ValueError(
+            f"dataset {profile.dataset!r} has no gold score to judge ensembles by; run them on the lab profile."
+        )
     parts = {
         "data_size.csv": reward_models.data_size,
         "relevance.csv": reward_models.relevance,
         "judge.csv": reward_models.judge,
         "frontier.csv": overoptimisation.run,
+        "reward_model_gains.csv": reward_models.gains,
+        "ensembles.csv": ensembles.run,
     }
     study = None
     for last, part in parts.items():
+        if last not in files:
+            continue
         if (_read(profile, last).seed == profile.seed).any():
             print(f"seed {profile.seed}: {last} is there", flush=True)
             continue
@@ -44,18 +54,18 @@ def run(profile: Profile) -> None:
         print(f"seed {profile.seed}: {last} after {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def forget(profile: Profile) -> None:
-    """Delete what the studies of the profile's seed left: its rows of their CSVs, and their reward models."""
-    from rlhf.studies.common import REWARD_MODELS
+def forget(profile: Profile, files: tuple[str, ...] = FILES) -> None:
+    """Delete what the studies of the profile's seed left: its rows of `files`, and their reward models."""
+    from rlhf.studies.common import MEMBERS, REWARD_MODELS
 
-    for name in FILES:
+    for name in files:
         table = _read(profile, name)
         others = table[table.seed != profile.seed]
         if len(others):
             outputs.write_csv(profile, name, others)
         else:
             (outputs.evaluation_dir(profile) / name).unlink(missing_ok=True)
-    for name in REWARD_MODELS:
+    for name in REWARD_MODELS if files is FILES else MEMBERS[1:]:
         shutil.rmtree(outputs.checkpoint_path(profile, f"reward_model_{name}"), ignore_errors=True)
 
 

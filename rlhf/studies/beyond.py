@@ -2,9 +2,10 @@
 
 Inputs: the checkpoints base, sft_full_final and reward_model_final, and the settings of PPO in run.json. Each method
 (`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, two values of
-its dial. With the learning rate that `chosen` takes it is trained for each value of the dial, and answers the test
-prompts. Writes the checkpoints <method>_final (PPO's is the run's), seconds and peak_memory_mb of the chosen trainings
-under "beyond" in run.json, and these tables, each with the columns seed and method:
+its dial. With the learning rate that `chosen` takes it is trained for each value of the dial, for the other seeds for
+the chosen value alone, and answers the test prompts. Writes the checkpoints <method>_final (PPO's is the run's),
+seconds and peak_memory_mb of the chosen trainings under "beyond" in run.json, and these tables, each with the columns
+seed and method:
 beyond_search.csv: dial, learning_rate, value (of the dial), reward with interval and kl on validation prompts, chosen.
 beyond_metrics.csv: of SFT (sft_full) and of each chosen policy: metric, mean, ci_low, ci_high, n.
 beyond_answers.csv: answers sampled until then; reward (SFT's deviations) and gold (points) above SFT's on the same
@@ -179,6 +180,8 @@ class Comparison:
             rates = _written(settings.learning_rate, self.method.rates)
             _write(self.profile, SEARCH, name, self.search(rates, searched))
         row = chosen(_rows(self.profile, SEARCH, name))
+        if row.seed != self.profile.seed:
+            values = [row.value]
         self.trials = {at: trial for at, trial in self.trials.items() if at[0] == row.learning_rate}
         points = []
         for value in values:

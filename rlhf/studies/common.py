@@ -18,7 +18,8 @@ import numpy as np
 from datasets import Dataset
 
 SHARES = {"eighth": 1 / 8, "quarter": 1 / 4, "half": 1 / 2}  # of the training pairs, each a part of the next
-REWARD_MODELS = (*SHARES, "judge", "blind")  # that the studies train: checkpoints reward_model_<name>
+MEMBERS = ("quarter", "quarter_1", "quarter_2")  # of the ensembles: the same pairs, other seeds
+REWARD_MODELS = (*SHARES, "judge", "blind")  # that `make study` trains: checkpoints reward_model_<name>
 
 
 class Study:
@@ -65,11 +66,16 @@ class Study:
         first = round(skip * len(order))
         return self.pairs["train"].select(order[first : first + max(1, round(share * len(order)))])
 
-    def train_reward_model(self, name: str, pairs: Dataset, other_seed: int = 0, **changes) -> None:
-        """Train reward_model_<name> as the run's, on `pairs` with `changes` of its settings, unless it is there."""
+    def train_reward_model(self, name: str, pairs: Dataset, other_seed: int = 0, member: int = 0, **changes) -> None:
+        """Train reward_model_<name> as the run's, on `pairs` with `changes` of its settings, unless it is there.
+
+        other_seed: of the head alone. member: of an ensemble; from 1 on, other seeds draw the head, the adapter, the
+        mismatched pairs and the order of all pairs.
+        """
         if outputs.checkpoint_path(self.profile, f"reward_model_{name}").exists():
             return
-        profile = dataclasses.replace(self.profile, reward=dataclasses.replace(self.profile.reward, **changes))
+        changed = dataclasses.replace(self.profile.reward, **changes)
+        profile = dataclasses.replace(self.profile, reward=changed, seed=self.profile.seed + 1000 * member)
         model = models.new_reward_model(profile, profile.seed + other_seed)
         ordered = training_pairs(profile, self.tokenizer, pairs)
         trainer = make_trainer(profile, model, self.tokenizer, ordered, self.pairs["validation"])
@@ -96,7 +102,7 @@ class Study:
 
 
 class Proxy:
-    """A reward model, "final" or one of REWARD_MODELS, whose unit is the standard deviation of its scores of SFT.
+    """A reward model, "final" or one of REWARD_MODELS or MEMBERS, in standard deviations of its scores of SFT.
 
     Scores are given above the mean of SFT's; both are over SFT's sampled answers to the study's prompts.
     """
@@ -123,3 +129,12 @@ class Proxy:
         """1 for each test pair of which it prefers the chosen answer, 0.5 for a tie, 0 elsewhere: (pairs,)."""
         test, size = self.study.pairs["test"], self.study.profile.decoding.batch_size
         return metrics.wins(*scoring.score_pairs(self.model, self.study.tokenizer, test, batch_size=size))
+
+
+def agreed(scores: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """1 where scores and gold prefer the same of the first two answers to a prompt, 0 where not, 0.5 for equal scores.
+
+    scores, gold: (DRAWS * prompts,), round after round. Prompts whose answers gold does not tell apart are left out.
+    """
+    by_score, by_gold = (metrics.wins(*values.reshape(evaluation.DRAWS, -1)[:2]) for values in (scores, gold))
+    return (1 - np.abs(by_score - by_gold))[(by_gold == 0) | (by_gold == 1)]

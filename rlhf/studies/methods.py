@@ -1,7 +1,7 @@
 """The ways to align a policy with a reward that `beyond` compares, each trained from SFT at the same budget.
 
-The budget is that of the run's PPO: as many sampled answers for a method that samples, and a labelled pair for each of
-them for one that learns from pairs.
+The budget is that of the run's PPO: as many sampled answers for a method that samples. One that learns from pairs is
+given all those that trained the reward model, which the others ask.
 """
 
 import dataclasses
@@ -85,10 +85,9 @@ def by_policy_gradient(trial: Trial, learning_rate: float, kl_coef: float, advan
 
 
 def by_labelled_pairs(trial: Trial, learning_rate: float, beta: float, loss: str) -> None:
-    """One pass of DPO or IPO over a random part of the labelled pairs, as many as others sample answers."""
+    """One pass of DPO or IPO over the labelled pairs."""
     study = trial.study
-    trial.labels = min(len(study.pairs["train"]), trial.budget)
-    rows = labelled_rows(study, trial.labels)
+    rows = labelled_rows(study)
     trainer = dpo.make_trainer(
         study.profile, f"beyond_{loss}", trial.policy, study.sft, study.tokenizer, rows,
         loss=loss, beta=beta, learning_rate=learning_rate,
@@ -96,9 +95,9 @@ def by_labelled_pairs(trial: Trial, learning_rate: float, beta: float, loss: str
     trial.fit(trainer, tokens_of(rows))
 
 
-def labelled_rows(study: Study, count: int) -> Dataset:
-    """`count` random training pairs in batches of similar length, for dpo.make_trainer."""
-    pairs = study.part_of_pairs(count / len(study.pairs["train"]))
+def labelled_rows(study: Study) -> Dataset:
+    """The training pairs in batches of similar length, for dpo.make_trainer."""
+    pairs = study.part_of_pairs(1)
     starts = [len(ids) for ids in generation.encode_prompts(study.tokenizer, pairs["prompt"])]
     answers = [
         [ids[start:] for ids, start in zip(pairs[side], starts, strict=True)] for side in ("chosen_ids", "rejected_ids")
@@ -183,10 +182,10 @@ KL_COEFS, BETAS = (0.0, 1.0, 3.0, 10.0), (0.03, 0.1, 0.3, 1.0)
 METHODS = {
     # As the run has it: `make grid` has searched six settings.
     "ppo_scratch": Method(partial(by_policy_gradient, advantage="gae"), "kl_coef", KL_COEFS, (1.0,), (1.0,)),
-    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, (0.1, 0.3), (0.1, 0.3)),
+    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, (0.1, 0.3), (0.01, 0.03)),
     "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
     "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
     "rejection": Method(by_rejection, "n", (2, 4, 8, 16), (4, 8), (2.0, 5.0)),
     "online_dpo": Method(by_own_pairs, "beta", BETAS, (0.1, 0.3), (0.1, 0.3)),
-    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), (3.0, 10.0), (0.1, 0.3)),
+    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), (3.0, 10.0), (0.01, 0.03)),
 }

@@ -67,8 +67,8 @@ def run(study: Study) -> dict[str, pd.DataFrame]:
     }
 
 
-def policy_curve(study: Study, scorers: dict, kl_coef_factor: float, setting: str):
-    """The curve of a policy along PPO against scorers["proxy"]: POINTS points beside its start, which is SFT."""
+def policy_curve(study: Study, scorers: dict, kl_coef_factor: float, setting: str, wanted: int = POINTS):
+    """The curve of a policy along PPO against scorers["proxy"]: `wanted` points beside its start, which is SFT."""
     kl_coef, learning_rate = (
         kl_coef_factor * study.settings.kl_coef,
         LEARNING_RATE_FACTOR * study.settings.learning_rate,
@@ -79,7 +79,7 @@ def policy_curve(study: Study, scorers: dict, kl_coef_factor: float, setting: st
     for update in range(updates + 1):
         if update:
             trainer.step()
-        if update % max(1, updates // POINTS) == 0:
+        if update % max(1, updates // wanted) == 0:
             answers = study.answer(trainer.policy) if update else study.sft_answers
             points.append(("ppo", setting, update, study.kl(trainer.policy, answers).mean()))
             for by, score in scorers.items():
@@ -89,7 +89,7 @@ def policy_curve(study: Study, scorers: dict, kl_coef_factor: float, setting: st
 
 
 def best_of_n_curve(scores: dict[str, np.ndarray], setting: str):
-    """The curve of the best of n by the proxy; scores, by proxy, judge and gold: (prompts, CANDIDATES) each."""
+    """The curve of the best of n by scores["proxy"]; scores, by who gives them: (prompts, CANDIDATES) each."""
     kl = [metrics.best_of_n_kl(n) for n in CHOICES]
     table = pd.DataFrame({"method": "best_of_n", "setting": setting, "x": CHOICES, "kl": kl})
     best = {by: [metrics.best_of_n(scores["proxy"], values, n) for n in CHOICES] for by, values in scores.items()}
@@ -97,10 +97,11 @@ def best_of_n_curve(scores: dict[str, np.ndarray], setting: str):
 
 
 def curve_table(points: pd.DataFrame, scores: dict[str, np.ndarray], gold_unit: float) -> pd.DataFrame:
-    """The rows of a curve in overoptimisation.csv."""
+    """The rows of a curve in overoptimisation.csv; without the column judge where there is none."""
     table = points.copy()
     table[["proxy", "proxy_ci_low", "proxy_ci_high"]] = [metrics.bootstrap_interval(v) for v in scores["proxy"]]
-    table["judge"] = scores["judge"].mean(axis=1)
+    if "judge" in scores:
+        table["judge"] = scores["judge"].mean(axis=1)
     known = not np.isnan(scores["gold"]).any()  # real data have no gold score
     gold = [metrics.bootstrap_interval(v) if known else (np.nan,) * 3 for v in scores["gold"]]
     table[["gold", "gold_ci_low", "gold_ci_high"]] = gold
@@ -111,7 +112,7 @@ def turning_points(points: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.Da
     """The rows of a curve in turning_points.csv: where gold score and judge turn down while the proxy rises."""
     rows = []
     for by in ("gold", "judge"):
-        if not np.isnan(scores[by]).any():
+        if by in scores and not np.isnan(scores[by]).any():
             turn = metrics.over_optimisation(scores["proxy"], scores[by])
             curve = points.method[0], points.setting[0], by, points.x[turn.peak], points.x[turn.end]
             rows.append((*curve, *turn.proxy, *turn.truth, turn.found, scores[by].shape[1] // 2))
