@@ -12,7 +12,7 @@ import pytest
 FLOORS = (
     ("runtime", "finite", "outputs", "template", "tokens", "registry", "download"),
     ("profiles", "files", "forms", "data", "sst2", "lab"),
-    ("models", "adapters", "generation", "metrics", "resume", "training"),
+    ("models", "adapters", "generation", "metrics", "laws", "resume", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
     ("evaluation", "collect", "studies", "plots", "recipes", "alpaca"),
     ("hub", "chat", "demo", "rating", "notebooks", "report", "launch", "export"),

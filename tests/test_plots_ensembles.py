@@ -1,6 +1,6 @@
 """The figures of ensembles, laws and gains show the numbers of their frames."""
 
-from rlhf.studies import laws
+from rlhf import laws
 
 import numpy as np
 import pytest

@@ -2,9 +2,9 @@
 
 import math
 
+from rlhf.laws import law
 from rlhf.plots import style
 from rlhf.plots.studies import seed_lines
-from rlhf.studies.laws import law
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ def ensemble_curves(frame: pd.DataFrame) -> Figure:
 def laws(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """Gold above SFT as measured (points) and by the fitted law (line), a panel for each method and setting of `fits`.
 
-    frame: overoptimisation.csv or ensembles.csv; fits: that of studies.laws.fits. At the foot of a panel, for each
+    frame: overoptimisation.csv or ensembles.csv; fits: that of laws.fits. At the foot of a panel, for each
     seed, the interval of the law's peak, as far as points were measured.
     """
     frame = _gains(frame[frame.method.isin(fits.method)], ["gold"])

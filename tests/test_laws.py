@@ -1,7 +1,6 @@
 """The fitted laws of over-optimisation: exact on curves that follow them, and honest about those that do not."""
 
-from rlhf import outputs
-from rlhf.studies import laws
+from rlhf import laws, outputs
 
 import numpy as np
 import pandas as pd
