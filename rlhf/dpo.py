@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from rlhf import runtime
-from rlhf.generation import encode_prompts
+from rlhf.generation import Answer, answer_logprobs, encode_prompts
 from rlhf.profiles import Profile
 from rlhf.training import StageTrainer, step_arguments, train_in_float32
 
+import numpy as np
 import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
@@ -32,6 +33,7 @@ def ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta: float) -> torch.T
     return (margin - 1 / (2 * beta)) ** 2
 
 
+REFERENCE = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}  # TRL's names, and of what
 LOSSES = {"dpo": "sigmoid", "ipo": "ipo"}  # TRL's names
 
 
@@ -39,6 +41,16 @@ def pair_rows(tokenizer, prompts, chosen: Sequence[Sequence[int]], rejected: Seq
     """Columns prompt_ids (in the template), chosen_ids, rejected_ids: tokens of answers, with EOS where they ended."""
     columns = {"chosen_ids": list(map(list, chosen)), "rejected_ids": list(map(list, rejected))}
     return Dataset.from_dict({"prompt_ids": encode_prompts(tokenizer, prompts)} | columns)
+
+
+def with_reference(ref, tokenizer, rows: Dataset, batch_size: int) -> Dataset:
+    """`pair_rows` with the log-probabilities of the answers under `ref`, in nats, for trainings that share them."""
+    encoded = rows["prompt_ids"]
+    for name, side in REFERENCE.items():
+        answers = [Answer("", tuple(ids), True) for ids in rows[side]]
+        found = answer_logprobs(ref, tokenizer, [""] * len(rows), answers, batch_size=batch_size, encoded=encoded)
+        rows = rows.add_column(name, found.astype(np.float32))
+    return rows
 
 
 class _DPOTrainer(StageTrainer, DPOTrainer):
@@ -53,6 +65,10 @@ class _DPOTrainer(StageTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset, *_):
         return dataset
 
+    def _precompute_ref_logps(self, dataset, *arguments):
+        there = REFERENCE.keys() <= set(dataset.column_names)
+        return dataset if there else super()._precompute_ref_logps(dataset, *arguments)
+
 
 def make_trainer(
     profile: Profile, run: str, policy, ref, tokenizer, rows: Dataset, *,
@@ -61,7 +77,7 @@ def make_trainer(
     """A trainer on `pair_rows` in their order, by one of LOSSES; TensorBoard files go to outputs/logs/<profile>/<run>.
 
     Batches and warm-up are those of profile.reward, whose examples are pairs too. Policy and reference run without
-    dropout. The reference's log-probabilities are computed once, before training.
+    dropout. The reference's log-probabilities are computed before training, unless `with_reference` has put them in.
     """
     arguments = step_arguments(profile, run, profile.reward, examples=epochs * len(rows))
     config = DPOConfig(

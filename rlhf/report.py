@@ -75,6 +75,7 @@ def results(profile: Profile, base: Path | None = None) -> str:
         f"{reward.untrained_head_max:.2f}.",
         "",
         *_seeds(profile, base),
+        *_beyond(profile, base),
         "Published by `nabeelshan/rlhf-gpt2-pipeline` (GPT-2, Dahoas data, 1,658 test prompts, rewards on 200 of them; "
         "another model and other data than the lab's, so only the order of the rows can be compared):",
         "",
@@ -140,6 +141,34 @@ def _seeds(profile: Profile, base: Path | None) -> list[str]:
         "The whole run with other seeds (`make seeds`), PPO minus full SFT, paired by prompt:",
         "",
         *_table(["seed", "reward model accuracy", *titles], rows),
+        "",
+    ]
+
+
+def _beyond(profile: Profile, base: Path | None) -> list[str]:
+    """What `make beyond` found, where it has run: a row per method, a column per seed."""
+    if not (outputs.evaluation_dir(profile, base) / "beyond_frontier.csv").exists():
+        return []
+    points, given = (outputs.read_csv(profile, f"beyond_{name}.csv", base) for name in ("frontier", "given"))
+    score, best = "gold" if profile.lab else "reward", points.method == "best_of_n"
+    most, asked, rows = points[best].value.max(), points[best].n.iloc[0], []
+    for method, of in points[points.chosen | best & (points.value == most)].groupby("method", sort=False):
+        gains = zip(of[score], of[f"{score}_ci_low"], of[f"{score}_ci_high"], of.kl, strict=True)
+        cells = [f"{gain:+.2f} [{low:+.2f}, {high:+.2f}], {kl:.1f}" for gain, low, high, kl in gains]
+        name, cost = f"best of {most:.0f} of SFT", ["", ""]
+        if method != "best_of_n":
+            name, of_method = registry.MODELS[method].label, given[given.method == method].iloc[0]
+            cost = [f"{of_method.answers:,}", f"{of_method.backward_tokens:,}"]
+        rows.append([name, *cost, *cells])
+    return [
+        f"Other methods beside PPO, all trained anew at its budget, each at its best setting after a search of equal "
+        f"size (`make beyond`). Change of {score} from full SFT over one answer to each prompt, paired, and the KL "
+        f"from SFT. Best of {most:.0f}: its choice among so many answers, over their mean, on {asked} prompts. "
+        f"Answers and tokens are of the first seed:",
+        "",
+        *_table(
+            ["method", "answers sampled", "tokens trained on", *(f"seed {seed}" for seed in points.seed.unique())], rows
+        ),
         "",
     ]
 

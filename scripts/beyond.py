@@ -7,35 +7,24 @@ It takes up the runs of `make seeds` where they ended, and does the methods that
 the first seed. Exit status: 0 done, 2 it could not start, else that of the seed that failed.
 """
 
-import argparse
 import sys
 
-from rlhf import outputs, runtime, studies
-from rlhf.profiles import load_profile, set_up
+from rlhf import runtime, studies
+from rlhf.profiles import load_profile
 from rlhf.studies import beyond
-from rlhf.studies.seeds import chosen, run_script
+from rlhf.studies.seeds import chosen
 
 
 @runtime.reported
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a seed's own process
-    options = parser.parse_args()
+    options = studies.seed_parser(__doc__).parse_args()
     profile = load_profile()
     seeds = chosen(profile, options.seeds)
     if options.here:
-        set_up(profile)
-        with outputs.run_lock():
-            beyond.run(profile)
-        return 0
-    for seed in seeds:
-        beyond.share_search(profile, seed)
-        if status := run_script(profile, seed, "beyond.py", "--here"):
-            return status
-    with outputs.run_lock():
-        studies.gather(profile, seeds, beyond.FILES, "make beyond")
-    return 0
+        return studies.run_here(beyond.run, profile)
+    return studies.run_seeds(
+        profile, seeds, ["beyond.py", "--here"], beyond.FILES, "make beyond", before=beyond.share_search
+    )
 
 
 if __name__ == "__main__":

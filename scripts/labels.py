@@ -8,35 +8,23 @@ it, delete labels.csv and the checkpoints reward_model_<arm>_*. Exit status: 0 d
 the seed that failed.
 """
 
-import argparse
 import sys
 
-from rlhf import outputs, runtime, studies
-from rlhf.profiles import load_profile, set_up
+from rlhf import runtime, studies
+from rlhf.profiles import load_profile
 from rlhf.studies import labels
-from rlhf.studies.seeds import chosen, run_script
+from rlhf.studies.seeds import chosen
 
 
 @runtime.reported
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a seed's own process
-    options = parser.parse_args()
+    options = studies.seed_parser(__doc__).parse_args()
     profile = load_profile()
     seeds = chosen(profile, options.seeds)
     if options.here:
-        set_up(profile)
-        with outputs.run_lock():
-            labels.run(profile)
-        return 0
+        return studies.run_here(labels.run, profile)
     labels.check(profile, seeds)  # before a seed has taken its time
-    for seed in seeds:
-        if status := run_script(profile, seed, "labels.py", "--here"):
-            return status
-    with outputs.run_lock():
-        studies.gather(profile, seeds, labels.FILES, "make labels")
-    return 0
+    return studies.run_seeds(profile, seeds, ["labels.py", "--here"], labels.FILES, "make labels")
 
 
 if __name__ == "__main__":

@@ -10,38 +10,36 @@ FORCE=1 deletes their CSVs and reward models of the chosen seeds first. Exit sta
 that of the seed that failed.
 """
 
-import argparse
 import sys
 
 from rlhf import outputs, runtime, studies
-from rlhf.profiles import load_profile, set_up
-from rlhf.studies.seeds import chosen, run_script
+from rlhf.profiles import Profile, load_profile
+from rlhf.studies.seeds import chosen
 
 
 @runtime.reported
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")
+    parser = studies.seed_parser(__doc__)
     parser.add_argument("--gather", action="store_true", help="run nothing")
     parser.add_argument("--ensembles", action="store_true", help="those of `make ensembles` instead")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a seed's own process
     options = parser.parse_args()
     profile = load_profile()
     seeds = chosen(profile, options.seeds)
     files, asked = (studies.ENSEMBLES, ["--ensembles"]) if options.ensembles else (studies.FILES, [])
+    command = "make ensembles" if options.ensembles else "make study"
+
+    def run(profile: Profile) -> None:
+        if runtime.asked("FORCE"):
+            studies.forget(profile, files)
+        studies.run(profile, files)
+
     if options.here:
-        set_up(profile)
+        return studies.run_here(run, profile)
+    if options.gather:
         with outputs.run_lock():
-            if runtime.asked("FORCE"):
-                studies.forget(profile, files)
-            studies.run(profile, files)
+            studies.gather(profile, seeds, files, command)
         return 0
-    for seed in () if options.gather else seeds:
-        if status := run_script(profile, seed, "study.py", "--here", *asked):
-            return status
-    with outputs.run_lock():
-        studies.gather(profile, seeds, files, "make ensembles" if options.ensembles else "make study")
-    return 0
+    return studies.run_seeds(profile, seeds, ["study.py", "--here", *asked], files, command)
 
 
 if __name__ == "__main__":

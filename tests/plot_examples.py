@@ -407,7 +407,9 @@ def method_frame(random) -> pd.DataFrame:
         for n in (1, 2, 4, 8, 16):
             kl = np.log(n) - (n - 1) / n
             rows.append((seed, "best_of_n", n, False, kl, np.sqrt(kl), np.sqrt(kl) + random.normal(0, 0.04), -1))
-    return pd.DataFrame(rows, columns=["seed", "method", "value", "chosen", "kl", "reward", "gold", "answers"])
+    table = pd.DataFrame(rows, columns=["seed", "method", "value", "chosen", "kl", "reward", "gold", "answers"])
+    ends = {"low": -0.2, "high": 0.2}
+    return table.assign(**{f"{of}_ci_{end}": table[of] + by for of in ("reward", "gold") for end, by in ends.items()})
 
 
 def logprob_frame(random) -> pd.DataFrame:

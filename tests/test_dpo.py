@@ -82,6 +82,19 @@ def test_loss_is_that_of_trl_on_the_same_pairs(pairs, loss, beta):
     assert ours.std() > 1e-3  # the pairs differ
 
 
+def test_reference_computed_before_is_that_of_trl_and_is_not_computed_again(pairs, monkeypatch):
+    profile, tokenizer, _, rows, _ = pairs
+    policy, ref = changed_policy(profile), models.load_policy(profile, "sft_full")
+    options = {"loss": "dpo", "beta": 0.1, "learning_rate": 1e-3}
+    theirs = dpo.make_trainer(profile, "test", policy, ref, tokenizer, rows, **options).train_dataset
+    shared = dpo.with_reference(ref, tokenizer, rows, 4)
+    for name in dpo.REFERENCE:
+        np.testing.assert_allclose(shared[name], theirs[name], atol=1e-4)
+    monkeypatch.setattr(dpo._DPOTrainer, "compute_ref_log_probs", None)
+    trainer = dpo.make_trainer(profile, "test", policy, ref, tokenizer, shared, **options)
+    assert trainer.train_dataset["ref_chosen_logps"] == shared["ref_chosen_logps"]
+
+
 def test_trainer_takes_the_tokens_as_they_are_in_their_order(pairs):
     profile, tokenizer, prompts, rows, sides = pairs
     policy, ref = (models.load_policy(profile, "sft_full") for _ in range(2))

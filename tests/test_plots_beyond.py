@@ -4,6 +4,7 @@ from rlhf.plots import style
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from plot_examples import EXAMPLES, draw, example, lines, panels
 
 
@@ -18,8 +19,12 @@ def test_frontier_joins_the_means_over_seeds_along_the_dial_and_rings_the_chosen
     chosen = frame[frame.chosen].groupby("method")[["kl", "gold"]].mean().to_numpy()
     assert len(rings) == 7  # best of n has none
     np.testing.assert_allclose(np.sort(rings, axis=0), np.sort(chosen, axis=0))
-    points = sum(len(group.get_offsets()) for group in axes.collections)
+    bars = [group for group in axes.collections if isinstance(group, LineCollection)]
+    points = sum(len(group.get_offsets()) for group in axes.collections if group not in bars)
     assert points == len(frame)
+    ends = sorted(tuple(end) for group in bars for bar in group.get_segments() for end in bar)
+    expected = [row for end in ("low", "high") for row in frame[frame.chosen][["kl", f"gold_ci_{end}"]].to_numpy()]
+    np.testing.assert_allclose(ends, sorted(map(tuple, expected)))
     styles = {line.get_label(): line.get_linestyle() for line in axes.lines}
     assert styles["best of n"] == "--" and styles["PPO (scratch)"] == "-"
 

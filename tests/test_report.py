@@ -62,3 +62,23 @@ def test_run_on_real_data_has_a_table_without_gold_scores(lab):
     header = next(line for line in text.splitlines() if line.startswith("| model | ROUGE-1"))
     assert header.endswith("| ends by itself | reward | KL from SFT |")
     assert "PPO (TRL), reward |" in text and ", gold |" not in text
+
+
+def test_other_methods_have_a_row_each_with_the_gain_of_every_seed(lab, tmp_path):
+    folder = outputs.evaluation_dir(lab, tmp_path)
+    folder.mkdir(parents=True)
+    assert report._beyond(lab, tmp_path) == []
+    (folder / "beyond_frontier.csv").write_text(
+        "seed,method,value,chosen,kl,gold,gold_ci_low,gold_ci_high,n\n"
+        "0,best_of_n,2,False,0.2,0.3,0.2,0.4,150\n0,best_of_n,16,False,1.8,1.2,1.1,1.3,150\n"
+        "0,dpo,0.1,True,1.25,0.5,0.4,0.6,450\n0,dpo,16,False,9,9,9,9,450\n"
+        "1,best_of_n,16,False,1.8,1,0.9,1.1,150\n1,dpo,0.1,True,1.5,-0.2,-0.3,-0.1,450\n"
+    )
+    (folder / "beyond_given.csv").write_text("seed,method,answers,backward_tokens\n0,dpo,0,1200000\n1,dpo,0,1100000\n")
+    said, _, header, _, *rows, _ = report._beyond(lab, tmp_path)
+    assert "Best of 16: its choice among so many answers, over their mean, on 150 prompts." in said
+    assert header == "| method | answers sampled | tokens trained on | seed 0 | seed 1 |"
+    assert rows == [
+        "| best of 16 of SFT |  |  | +1.20 [+1.10, +1.30], 1.8 | +1.00 [+0.90, +1.10], 1.8 |",
+        "| DPO | 0 | 1,200,000 | +0.50 [+0.40, +0.60], 1.2 | -0.20 [-0.30, -0.10], 1.5 |",
+    ]

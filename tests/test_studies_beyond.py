@@ -17,19 +17,21 @@ import pandas as pd
 import pytest
 from small_study import small_proxy, small_study
 from test_architectures import save_pairs
+from test_dpo import changed_policy
 
 SAMPLING = ["ppo_scratch", "rloo", "grpo", "rejection", "online_dpo"]
 
 
 @pytest.fixture
 def ready(profile_with_sft, monkeypatch):
-    """A run of the smoke profile with few prompts, an untrained reward model, two values of each dial and one rate."""
+    """A smoke run: few prompts, an untrained reward model, two values of each dial, one rate for all but GRPO."""
     profile = dataclasses.replace(profile_with_sft, eval_prompts=6)
     small_proxy(small_study(profile), monkeypatch)
     monkeypatch.setattr(beyond, "ASKED", 2)
     monkeypatch.setattr(beyond, "SHOWN", 2)
     for name, method in METHODS.items():
-        monkeypatch.setitem(METHODS, name, method._replace(values=method.searched, rates=method.rates[:1]))
+        rates = method.rates[: 1 + (name == "grpo")]
+        monkeypatch.setitem(METHODS, name, method._replace(values=(method.values[0], method.start), rates=rates))
     return profile
 
 
@@ -44,7 +46,12 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
     assert frontier.groupby("method").chosen.sum().to_dict() == dict.fromkeys(METHODS, 1) | {"best_of_n": 0}
     assert frontier.drop(columns=["dial", "method"]).notna().all().all()
     assert (frontier.kl[frontier.chosen] != 0).all()  # each has moved
-    assert read(ready, "search").groupby("method").chosen.sum().to_dict() == dict.fromkeys(METHODS, 1)
+    search = read(ready, "search")
+    assert search.groupby("method").chosen.sum().to_dict() == dict.fromkeys(METHODS, 1)
+    assert search.groupby("method").size().to_dict() == dict.fromkeys(METHODS, 1) | {"grpo": 3}
+    grpo = search[search.method == "grpo"]
+    assert grpo.value.tolist() == [0.1, 0.1, 0.0] and grpo.learning_rate.nunique() == 2
+    assert grpo.learning_rate.iloc[2] == beyond.chosen(grpo[:2]).learning_rate
     assert set(read(ready, "metrics").method) == {"sft_full", *METHODS}
     assert {"gold", "reward", "kl", "distinct_2", "object"} <= set(read(ready, "metrics").metric)
     assert set(read(ready, "logprobs").side) == {"chosen", "rejected"}
@@ -78,22 +85,36 @@ def test_every_method_runs_is_judged_and_is_resumed(ready, monkeypatch):
         recorded = lambda trial, *at, name=name: trained.append((name, *at)) or train(trial, *at)  # noqa: E731
         monkeypatch.setitem(METHODS, name, method._replace(train=recorded))
     beyond.run(ready)
-    kl_coefs = read(ready, "search").query("method == 'grpo'").value.tolist()
-    assert [(name, value) for name, _, value in trained] == [("grpo", value) for value in kl_coefs]  # none is searched
+    rate = grpo.learning_rate.iloc[2]
+    assert trained == [("grpo", rate, 0.0), ("grpo", rate, 0.1)]  # nothing is searched again
     again = read(ready, "frontier").sort_values(["method", "value"], ignore_index=True)
     pd.testing.assert_frame_equal(again, frontier.sort_values(["method", "value"], ignore_index=True))
+
+
+def test_rankings_are_those_of_the_reward_model_and_of_the_implicit_rewards(ready, monkeypatch):
+    comparison = beyond.Comparison(ready)
+    other = changed_policy(ready)
+    policies = {"dpo": other, "ipo": comparison.study.sft}  # what has not moved prefers nothing
+    monkeypatch.setattr(models, "load_policy", lambda profile, name: policies[name])
+    table = beyond.rankings(comparison).set_index(["score", "pairs"])
+    assert table.n.xs("labelled", level="pairs").tolist() == [len(comparison.study.pairs["test"])] * 3
+    assert table["mean"]["reward_model", "labelled"] == comparison.proxy.correct().mean()
+    after, before = comparison.logprobs(other), comparison.before
+    chosen, rejected = (after[side] - before[side] for side in ("chosen", "rejected"))
+    assert table["mean"]["dpo", "labelled"] == pytest.approx((chosen > rejected).mean())
+    assert table["mean"]["ipo", "labelled"] == table["mean"]["ipo", "SFT's own"] == 0.5
 
 
 def test_of_another_seed_than_that_of_the_search_the_chosen_value_alone_is_trained(ready, monkeypatch):
     for name in set(METHODS) - {"rloo"}:
         monkeypatch.delitem(METHODS, name)
-    searched = METHODS["rloo"].searched
-    found = pd.DataFrame({"value": searched, "reward": [1.0, 2.0]})
+    values = METHODS["rloo"].values
+    found = pd.DataFrame({"value": values, "reward": [1.0, 2.0]})
     found = found.assign(seed=ready.seed + 1, method="rloo", dial="kl_coef", learning_rate=1e-3, kl=0.5)
     outputs.write_csv(ready, beyond.SEARCH, found)
     beyond.run(ready)
     frontier = read(ready, "frontier").query("method == 'rloo'")
-    assert frontier[["value", "chosen"]].to_numpy().tolist() == [[searched[1], True]]
+    assert frontier[["value", "chosen"]].to_numpy().tolist() == [[values[1], True]]
 
 
 def test_real_data_have_no_gold_and_the_comparison_says_so(ready, tmp_path, monkeypatch):
@@ -117,8 +138,8 @@ def test_rule_takes_the_highest_reward_within_the_budget_or_the_nearest_policy()
 
 def test_every_dial_has_four_values_and_the_search_is_of_the_same_size():
     for name, method in METHODS.items():
-        assert len(set(method.values)) >= 4 and set(method.searched) <= set(method.values), name
-        assert len(method.searched) * len(method.rates) == (1 if name == "ppo_scratch" else 4)
+        assert len(set(method.values)) == 4 and method.start in method.values, name
+        assert len(set(method.rates)) == (1 if name == "ppo_scratch" else 2), name
 
 
 @pytest.fixture

@@ -30,18 +30,20 @@ def _means(axes, frame: pd.DataFrame, x: str, step: str, dashed: str = "") -> No
     axes.axhline(0, color=style.BLACK, linewidth=0.8, zorder=1.5)
 
 
-@style.draws("seed method value chosen kl reward gold")
+@style.draws("seed method value chosen kl reward reward_ci_low reward_ci_high gold gold_ci_low gold_ci_high")
 def method_frontier(frame: pd.DataFrame) -> Figure:
     """Gold above SFT over KL: a line along the dial of each method, for the seeds that were trained along all of it.
 
-    A ring stands at the chosen value, at the mean of all seeds; faint points are seeds. Best of n has the KL of its
-    formula, and its line is dashed.
+    A ring stands at the chosen value, at the mean of all seeds; faint points are seeds, bars the intervals of the
+    chosen ones. Best of n has the KL of its formula, and its line is dashed.
     """
     score, most = _score(frame), max(frame.kl.max(), 0.5)
-    title = f"The {style.words(score)} that each method gains for its distance from SFT (rings: the chosen settings)"
+    gained = f"The {style.words(score)} that each method gains for its distance from SFT"
+    title = f"{gained} (rings: the chosen settings, bars: their 95 % intervals)"
     figure, (axes,) = style.new_panels(title, 4.6)
     _means(axes, frame, "kl", "value", dashed="best_of_n")
     for rows, look in style.each_series(frame[frame.chosen], "method"):
+        axes.vlines(rows.kl, rows[f"{score}_ci_low"], rows[f"{score}_ci_high"], color=look["color"], lw=1.2, alpha=0.5)
         at = rows[["kl", score]].mean()
         axes.plot(at.kl, at[score], "o", markersize=12, fillstyle="none", markeredgecolor=look["color"])
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))

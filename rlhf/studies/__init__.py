@@ -3,12 +3,14 @@
 `run` makes those of over-optimisation and of ensembles; that of 5_troubleshooting.ipynb is in troubleshooting.py.
 """
 
+import argparse
 import shutil
 import time
+from collections.abc import Callable
 
 from rlhf import outputs
-from rlhf.profiles import Profile
-from rlhf.studies.seeds import read_csv
+from rlhf.profiles import Profile, set_up
+from rlhf.studies import seeds
 
 import pandas as pd
 
@@ -69,20 +71,53 @@ def forget(profile: Profile, files: tuple[str, ...] = FILES) -> None:
         shutil.rmtree(outputs.checkpoint_path(profile, f"reward_model_{name}"), ignore_errors=True)
 
 
-def gather(profile: Profile, seeds: list[int], files: tuple[str, ...] = FILES, command: str = "make study") -> None:
-    """Put the rows of `seeds` into the CSVs of the profile's own seed, which keep the rows of other seeds.
+def gather(profile: Profile, chosen: list[int], files: tuple[str, ...] = FILES, command: str = "make study") -> None:
+    """Put the rows of `chosen` seeds into the CSVs of the profile's own seed, which keep the rows of other seeds.
 
-    Raises FileNotFoundError where a study of one of `seeds` is not done.
+    Raises FileNotFoundError where a study of one of `chosen` is not done.
     """
     for name in files:
         tables = []
-        for seed in seeds:
-            table = read_csv(profile, seed, name, command)
+        for seed in chosen:
+            table = seeds.read_csv(profile, seed, name, command)
             tables.append(table[table.seed == seed])
             if tables[-1].empty:
                 raise FileNotFoundError(f"{name} has no rows of seed {seed}; run `{command}`, which makes them.")
         outputs.merge_csv(profile, name, pd.concat(tables), key="seed")
         outputs.write_csv(profile, name, outputs.read_csv(profile, name).sort_values("seed", kind="stable"))
+
+
+def seed_parser(description: str) -> argparse.ArgumentParser:
+    """The command line of a script that studies seeds: which ones, and whether this is a seed's own process."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", nargs="*", type=int, help="default: those of `make seeds`")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def run_seeds(
+    profile: Profile, chosen: list[int], call: list[str], files: tuple[str, ...], command: str,
+    before: Callable[[Profile, int], None] = lambda *_: None,
+) -> int:  # fmt: skip
+    """Call a script for each of `chosen`, in a process of its own and after `before`, then gather `files`.
+
+    Returns 0, or the exit status of the seed that failed.
+    """
+    for seed in chosen:
+        before(profile, seed)
+        if status := seeds.run_script(profile, seed, *call):
+            return status
+    with outputs.run_lock():
+        gather(profile, chosen, files, command)
+    return 0
+
+
+def run_here(run: Callable[[Profile], None], profile: Profile) -> int:
+    """Run a study in this process, for the profile's seed; returns 0."""
+    set_up(profile)
+    with outputs.run_lock():
+        run(profile)
+    return 0
 
 
 def _read(profile: Profile, name: str) -> pd.DataFrame:

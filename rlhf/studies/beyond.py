@@ -1,9 +1,9 @@
 """Beyond PPO: RLOO, GRPO, rejection sampling, online DPO, DPO and IPO beside PPO and the best of n, at one budget.
 
 Inputs: the checkpoints base, sft_full_final and reward_model_final, and the settings of PPO in run.json. Each method
-(`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, two values of
-its dial. With the learning rate that `chosen` takes it is trained for each value of the dial, for the other seeds for
-the chosen value alone, and answers the test prompts. Writes the checkpoints <method>_final (PPO's is the run's),
+(`methods.METHODS`) is searched with the first seed that runs, on validation prompts: two learning rates, then the
+values of its dial at the better one. That seed's policies of all values answer the test prompts; the other seeds train
+and judge the chosen value alone. Writes the checkpoints <method>_final (PPO's is the run's),
 seconds and peak_memory_mb of the chosen trainings under "beyond" in run.json, and these tables, each with the columns
 seed and method:
 beyond_search.csv: dial, learning_rate, value (of the dial), reward with interval and kl on validation prompts, chosen.
@@ -19,7 +19,6 @@ beyond_frontier.csv: dial, value, chosen, kl (nats per answer), reward and gold 
 words, n. Of best_of_n, the KL is that of the formula.
 """
 
-import itertools
 import math
 import os
 import shutil
@@ -29,12 +28,12 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
-from rlhf import generation, metrics, outputs, registry, runtime
-from rlhf.evaluation.answers import decode
+from rlhf import generation, metrics, models, outputs, registry, runtime
+from rlhf.evaluation.answers import decode, draw
 from rlhf.generation import Answer
 from rlhf.lab import gold_table
 from rlhf.profiles import Profile
-from rlhf.studies.common import Proxy, Study
+from rlhf.studies.common import Proxy, Study, agreed
 from rlhf.studies.methods import METHODS, Trial
 from rlhf.studies.ppo_grid import KL_BUDGET
 from rlhf.studies.seeds import folders
@@ -48,6 +47,7 @@ SEARCH = "beyond_search.csv"
 FILES = tuple(
     f"beyond_{name}.csv" for name in ("metrics", "answers", "logprobs", "given", "prompts", "samples", "frontier")
 )
+RANKINGS = "beyond_rankings.csv"  # that the notebook writes
 CHOICES, ASKED = (1, 2, 4, 8, 16), 150  # best of n: n, and prompts
 SHOWN = 30  # prompts whose answers are kept
 POINT = ["dial", "value", "chosen", "kl", "reward", "reward_ci_low", "reward_ci_high"]
@@ -175,16 +175,16 @@ class Comparison:
         self.name, self.method, self.trials = name, METHODS[name], {}
         dial, settings = self.method.dial, self.study.settings
         unit = settings.kl_coef if dial == "kl_coef" else 1.0
-        values, searched = (_written(unit, of) for of in (self.method.values, self.method.searched))
+        values, (start,) = _written(unit, self.method.values), _written(unit, (self.method.start,))
         if not len(_rows(self.profile, SEARCH, name)):
             rates = _written(settings.learning_rate, self.method.rates)
-            _write(self.profile, SEARCH, name, self.search(rates, searched))
+            _write(self.profile, SEARCH, name, self.search(rates, start, values))
         row = chosen(_rows(self.profile, SEARCH, name))
         if row.seed != self.profile.seed:
             values = [row.value]
         self.trials = {at: trial for at, trial in self.trials.items() if at[0] == row.learning_rate}
         points = []
-        for value in values:
+        for value in values:  # PPO's are trained here, those of a searched method are there
             trial, is_chosen = self.trial(row.learning_rate, value), value == row.value
             table = self.judge(trial.policy)
             gains, rest = self.gains(table), (table.stop_rate.mean(), table.words.mean(), len(table))
@@ -207,21 +207,31 @@ class Comparison:
         """The training with these settings; the same one is not done twice."""
         at = learning_rate, value
         if at not in self.trials:
+            self.method.prepare(self.validation)
             self.trials[at] = trial = Trial(self.validation, self.trained_on)
             trial.costs = costs(partial(self.method.train, trial, learning_rate, value))
         return self.trials[at]
 
-    def search(self, rates: list[float], values: list[float]) -> pd.DataFrame:
-        """The rows of beyond_search.csv."""
-        rows = []
-        for rate, value in itertools.product(rates, values):
-            policy = self.trial(rate, value).policy
-            answers = self.validation.answer(policy)
-            interval = metrics.bootstrap_interval(self.trained_on(answers))
-            rows.append((self.method.dial, rate, value, *interval, self.validation.kl(policy, answers).mean()))
-        columns = ["dial", "learning_rate", "value", "reward", "ci_low", "ci_high", "kl"]
-        table = pd.DataFrame(rows, columns=columns)
+    def search(self, rates: list[float], start: float, values: list[float]) -> pd.DataFrame:
+        """The rows of beyond_search.csv: the rates at `start`, then the other values at the better rate.
+
+        One rate means that the run has chosen the settings already: `start` is the only row.
+        """
+        rows = [self.validated(rate, start) for rate in rates]
+        if len(rates) > 1:
+            rate = chosen(pd.DataFrame(rows)).learning_rate
+            rows += [self.validated(rate, value) for value in values if value != start]
+        table = pd.DataFrame(rows)
         return table.assign(chosen=table.index == chosen(table).name)
+
+    def validated(self, learning_rate: float, value: float) -> dict:
+        """What the validation prompts say of the training with these settings."""
+        policy = self.trial(learning_rate, value).policy
+        answers = self.validation.answer(policy)
+        interval = metrics.bootstrap_interval(self.trained_on(answers))
+        row = {"dial": self.method.dial, "learning_rate": learning_rate, "value": value}
+        row |= dict(zip(("reward", "ci_low", "ci_high"), interval, strict=True))
+        return row | {"kl": self.validation.kl(policy, answers).mean()}
 
     def along(self, trial: Trial, gains: list[float]) -> pd.DataFrame:
         """The rows of beyond_answers.csv: SFT, the snapshots of a training, its end. None without sampled answers."""
@@ -256,6 +266,34 @@ class Comparison:
             for side, values in self.logprobs(trial.policy).items()
         ]
         return pd.DataFrame(rows, columns=["side", "before", "change", "ci_low", "ci_high", "n"])
+
+
+def rankings(comparison: Comparison) -> pd.DataFrame:
+    """Of which share of two answers to a prompt the reward model, DPO and IPO prefer the better one.
+
+    A policy prefers that of which log pi - log pi_SFT is higher, its implicit reward. Columns: score, pairs, mean,
+    ci_low, ci_high, n. The pairs are the labelled ones of the test split and, where gold is known and tells them apart,
+    two answers that SFT samples to each test prompt.
+    """
+    profile, study = comparison.profile, comparison.study
+    asked = study.prompts * 2
+    own = draw(profile, study.sft, study.tokenizer, study.prompts, times=2)
+    logprobs = partial(
+        generation.answer_logprobs,
+        tokenizer=study.tokenizer, prompts=asked, answers=own, batch_size=profile.decoding.batch_size,
+    )  # fmt: skip
+    gold, before = study.gold(own, asked), logprobs(study.sft)
+    found = {"reward_model": (comparison.proxy.correct(), comparison.proxy(own, asked))}
+    for name in ("dpo", "ipo"):
+        policy = models.load_policy(profile, name)
+        after = comparison.logprobs(policy)
+        gains = [after[side] - comparison.before[side] for side in ("chosen", "rejected")]
+        found[name] = metrics.wins(*gains), logprobs(policy) - before
+    rows = []
+    for name, (labelled, scores) in found.items():
+        right = {"labelled": labelled} | ({"SFT's own": agreed(scores, gold)} if profile.lab else {})
+        rows += [(name, pairs, *metrics.bootstrap_interval(of), len(of)) for pairs, of in right.items() if len(of)]
+    return pd.DataFrame(rows, columns=["score", "pairs", "mean", "ci_low", "ci_high", "n"])
 
 
 def against_ppo(prompts: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ given all those that trained the reward model, which the others ask.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from rlhf import dpo, generation, models, sft
@@ -95,8 +95,9 @@ def by_labelled_pairs(trial: Trial, learning_rate: float, beta: float, loss: str
     trial.fit(trainer, tokens_of(rows))
 
 
+@lru_cache(maxsize=1)
 def labelled_rows(study: Study) -> Dataset:
-    """The training pairs in batches of similar length, for dpo.make_trainer."""
+    """The training pairs in batches of similar length, for dpo.make_trainer, with what the reference says of them."""
     pairs = study.part_of_pairs(1)
     starts = [len(ids) for ids in generation.encode_prompts(study.tokenizer, pairs["prompt"])]
     answers = [
@@ -104,7 +105,8 @@ def labelled_rows(study: Study) -> Dataset:
     ]
     rows = dpo.pair_rows(study.tokenizer, list(pairs["prompt"]), *answers)
     lengths = [start + max(map(len, two)) for start, *two in zip(starts, *answers, strict=True)]
-    return rows.select(training_order(lengths, study.profile.reward.batch_size, study.profile.seed))
+    rows = rows.select(training_order(lengths, study.profile.reward.batch_size, study.profile.seed))
+    return dpo.with_reference(study.sft, study.tokenizer, rows, study.profile.decoding.batch_size)
 
 
 def tokens_of(rows: Dataset) -> int:
@@ -174,18 +176,20 @@ class Method(NamedTuple):
     train: Callable[[Trial, float, float], None]  # of a trial, a learning rate and a value of the dial
     dial: str
     values: tuple[float, ...]  # of kl_coef: times that of the run
-    searched: tuple[float, ...]  # of the values
-    rates: tuple[float, ...]  # that are searched, times the learning rate of the run's PPO
+    start: float  # the value at which the rates are compared
+    rates: tuple[float, ...]  # times the learning rate of the run's PPO; one where the run has chosen its settings
+    prepare: Callable[[Study], object] = lambda study: None  # what all trainings share: in no training's seconds
 
 
 KL_COEFS, BETAS = (0.0, 1.0, 3.0, 10.0), (0.03, 0.1, 0.3, 1.0)
 METHODS = {
-    # As the run has it: `make grid` has searched six settings.
-    "ppo_scratch": Method(partial(by_policy_gradient, advantage="gae"), "kl_coef", KL_COEFS, (1.0,), (1.0,)),
-    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, (0.1, 0.3), (0.01, 0.03)),
-    "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
-    "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, (1.0, 3.0), (2.0, 4.0)),
-    "rejection": Method(by_rejection, "n", (2, 4, 8, 16), (4, 8), (2.0, 5.0)),
-    "online_dpo": Method(by_own_pairs, "beta", BETAS, (0.1, 0.3), (0.1, 0.3)),
-    "ipo": Method(partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), (3.0, 10.0), (0.01, 0.03)),
+    "ppo_scratch": Method(partial(by_policy_gradient, advantage="gae"), "kl_coef", KL_COEFS, 1.0, (1.0,)),
+    "dpo": Method(partial(by_labelled_pairs, loss="dpo"), "beta", BETAS, 0.3, (0.02, 0.04), labelled_rows),
+    "rloo": Method(partial(by_policy_gradient, advantage="rloo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
+    "grpo": Method(partial(by_policy_gradient, advantage="grpo"), "kl_coef", KL_COEFS, 1.0, (2.0, 4.0)),
+    "rejection": Method(by_rejection, "n", (2, 4, 8, 16), 4, (2.0, 5.0)),
+    "online_dpo": Method(by_own_pairs, "beta", BETAS, 0.1, (1.0, 2.0)),
+    "ipo": Method(
+        partial(by_labelled_pairs, loss="ipo"), "beta", (1.0, 3.0, 10.0, 30.0), 10.0, (0.02, 0.04), labelled_rows
+    ),
 }

@@ -45,11 +45,11 @@ def relevance(study: Study) -> dict[str, pd.DataFrame]:
     """
     study.train_reward_model("blind", study.pairs["train"], mismatched_first=0.0)
     before = draw(study.profile, study.sft, study.tokenizer, study.prompts)
-    tables = []
+    parts, tables = parts_of(study, before), []
     for label, which in (("blind", "blind"), ("seeing", "final")):
         proxy = Proxy(study, which)
         policy = models.load_policy(study.profile, "ppo_scratch") if label == "seeing" else study.train_policy(proxy)
-        tables.append(_rows(label, accuracies(study, proxy) | gained(study, proxy, policy, before)))
+        tables.append(_rows(label, accuracies(study, proxy) | gained(study, proxy, policy, before, parts)))
     return {"relevance.csv": pd.concat(tables)}
 
 
@@ -66,14 +66,21 @@ def accuracies(study: Study, proxy: Proxy) -> dict[str, np.ndarray]:
     return {"accuracy": correct} | kinds
 
 
-def gained(study: Study, proxy: Proxy, policy, before: list[Answer]) -> dict[str, np.ndarray]:
-    """What a policy's answers have above SFT's, `before`: reward, in the lab gold and relevance, (prompts,) each."""
-    profile, asked = study.profile, study.prompts * DRAWS
-    after = draw(profile, policy, study.tokenizer, study.prompts)
-    parts, new = (gold_table(profile, asked, [a.text for a in answers]) for answers in (before, after))
+def parts_of(study: Study, answers: list[Answer]) -> pd.DataFrame:
+    """The parts of the gold score of DRAWS answers to each prompt; empty for real data."""
+    return gold_table(study.profile, study.prompts * DRAWS, [answer.text for answer in answers])
+
+
+def gained(study: Study, proxy: Proxy, policy, before: list[Answer], parts: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What a policy's answers have above SFT's: reward, in the lab gold and relevance, (prompts,) each.
+
+    before, parts: SFT's answers and `parts_of` them.
+    """
+    asked = study.prompts * DRAWS
+    after = draw(study.profile, policy, study.tokenizer, study.prompts)
     found = {"reward": per_prompt(proxy(after, asked) - proxy(before, asked))}
     if not parts.empty:
-        change = new - parts
+        change = parts_of(study, after) - parts
         found |= {"gold": per_prompt(change.gold), "relevance": per_prompt(change.object + change.activity)}
     return found
 
@@ -88,14 +95,14 @@ def gains(study: Study) -> dict[str, pd.DataFrame]:
     """
     study.train_reward_model("blind", study.pairs["train"], mismatched_first=0.0)
     before, asked = draw(study.profile, study.sft, study.tokenizer, study.prompts), study.prompts * DRAWS
-    gold, tables = study.gold(before, asked), []
+    gold, parts, tables = study.gold(before, asked), parts_of(study, before), []
     for label, which in {"blind": "blind", "seeing": "final", **{name: name for name in SHARES}}.items():
         if label in SHARES:
             study.train_reward_model(label, study.part_of_pairs(SHARES[label]))
         proxy = Proxy(study, which)
         measured = {"accuracy sampled": agreed(proxy(before, asked), gold)}
         if label in SHARES:
-            measured |= accuracies(study, proxy) | gained(study, proxy, study.train_policy(proxy), before)
+            measured |= accuracies(study, proxy) | gained(study, proxy, study.train_policy(proxy), before, parts)
         tables.append(_rows(label, measured))
     return {"reward_model_gains.csv": pd.concat(tables)}
 
