@@ -49,7 +49,9 @@ def processes(profile: Profile) -> Iterator[bool]:
     """Set this process up as one of those that a launcher started; whether it is the first, which alone may write.
 
     The first holds the outputs folder and prints. The others wait until it has prepared the base model, where no
-    notebook has, and at the end for each other. Raises ValueError where the outputs are those of other settings.
+    notebook has, and at the end for each other. What was trained must not be in use by then: it holds the group of the
+    processes, and where it outlives the group, ending it can wait for ever. Raises ValueError where the outputs are
+    those of other settings.
     """
     on_cpu = runtime.device().type == "cpu"
     state = PartialState(cpu=on_cpu)  # joins the others, and chooses this process's GPU
@@ -66,6 +68,7 @@ def processes(profile: Profile) -> Iterator[bool]:
         state.wait_for_everyone()
         yield state.is_main_process
         sys.stdout.flush()
+        runtime.free_memory()  # what was trained, which holds its trainer in a cycle
         state.wait_for_everyone()
     state.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """Several processes: what each takes of a step, the scripts of `make script`, and that two do what one does."""
 
+import gc
 import json
 import os
 import runpy
@@ -17,12 +18,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.data_loader import BatchSamplerShard
 from conftest import SETTINGS, ppo_settings, run_python, stage_module
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 CONFIGS = sorted((outputs.ROOT / "accelerate_configs").glob("*.yaml"))
@@ -139,7 +141,7 @@ def start(script, folder, processes: int, config: str = "ddp") -> None:
     config = outputs.ROOT / "accelerate_configs" / f"{config}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     command += ["--num_processes", str(processes), "--main_process_port", "0", script]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
 
 
@@ -166,6 +168,18 @@ def two_and_one(profile, stage, tmp_path, alone, config="ddp"):
     start(script, two, 2, config)
     alone(script)
     return two, outputs.root()
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_no_model_outlives_the_group_of_the_processes(profile_with_sft, monkeypatch, alone, stage):
+    def models_alive():
+        return {id(it): it for it in gc.get_objects() if isinstance(it, PreTrainedModel)}
+
+    gc.collect()
+    before, left = models_alive(), []
+    monkeypatch.setattr(PartialState, "destroy_process_group", lambda _: left.append(models_alive().keys() - before))
+    alone(launch.write_script(profile_with_sft, stage))
+    assert left == [set()]
 
 
 def curve(folder, name):
