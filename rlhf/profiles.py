@@ -109,6 +109,7 @@ class Profile:
     decoding: DecodingSettings
     max_steps: int | None = None  # cuts every training short, to try a set-up
     lab: LabSettings | None = None  # only where model and dataset are the project's own
+    encoder: str = ""  # where the reward model is one: Hub name, local folder, "minilm", or "own" for a tiny one
     recipe: str = ""  # of a profile for one notebook of recipes/: the environment variable that names its data
     published: str = ""  # Hub name or local folder of checkpoints of others that are evaluated beside ours
 
@@ -158,8 +159,8 @@ def load_profile(name: str | None = None) -> Profile:
 
     RLHF_MODEL, RLHF_DATASET and RLHF_PUBLISHED (a Hub name or a local path) replace the model, the data and the
     published checkpoints of the profiles that train on real data; RLHF_MAX_STEPS, RLHF_SEED and RLHF_THREADS replace
-    those settings of any profile. A recipe's profile has a variable of its own for its data. With RLHF_MAX_STEPS
-    REHEARSED_PROMPTS test prompts at most are answered per step.
+    those settings of any profile. A recipe's profile has a variable of its own for its data, and RLHF_ENCODER where its
+    reward model is an encoder. With RLHF_MAX_STEPS REHEARSED_PROMPTS test prompts at most are answered per step.
     Raises ValueError for an unknown profile, a number that is none, or a local path that does not exist.
     """
     name = name or os.environ.get("RLHF_PROFILE", "").strip() or ("gpt2" if runtime.device().type == "cuda" else "lab")
@@ -169,12 +170,12 @@ def load_profile(name: str | None = None) -> Profile:
     if profile.recipe and os.environ.get("RLHF_DATASET", "").strip():
         raise ValueError(f"RLHF_DATASET is set, but the data of this recipe is {profile.recipe}; unset RLHF_DATASET.")
     changes = {}
-    for field in ("model", "dataset", "published"):
+    for field in ("model", "dataset", "published", *(["encoder"] if profile.encoder else [])):
         variable = variable_of(profile, field)
         value = os.environ.get(variable, "").strip()
         if not value:
             continue
-        if profile.lab and variable != profile.recipe:
+        if profile.lab and variable not in (profile.recipe, "RLHF_ENCODER"):
             raise ValueError(
                 f"{variable}={value!r} is set, but the {name} profile has its own world, with no place for it; "
                 f"unset it or choose RLHF_PROFILE=gpt2."

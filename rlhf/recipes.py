@@ -1,5 +1,6 @@
 """What the notebooks of recipes/ share: parts that are trained once, sentences that a policy goes on with, a judge."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -31,7 +32,8 @@ class Table:
     frame: pd.DataFrame
 
     def save_pretrained(self, folder) -> None:
-        self.frame.to_csv(Path(folder) / self.name, index=False)
+        # A lone carriage return in a text that is not quoted would be read as the end of its line.
+        self.frame.to_csv(Path(folder) / self.name, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 @dataclasses.dataclass
@@ -53,6 +55,7 @@ def part(profile: Profile, name: str, make: Callable[[], Sequence], after: Seque
     path = outputs.checkpoint_path(profile, name)
     before = {other: _note(outputs.require_checkpoint(profile, other)).get("made_from") for other in after}
     inputs = {"model": outputs.show_name(profile.model), "data": outputs.show_name(profile.dataset)}
+    inputs |= {"encoder": outputs.show_name(profile.encoder)} if profile.encoder else {}
     made_from = inputs | {"seed": profile.seed, "max_steps": profile.max_steps, "settings": settings, "after": before}
     made_from = json.loads(json.dumps(made_from, default=str))
     if path.is_dir() and _note(path).get("made_from") == made_from:
@@ -138,17 +141,7 @@ def continued(profile: Profile, model, reference, tokenizer, starts: Sequence[Se
     numbers that they are sampled with.
     """
     texts = [tokenizer.decode(ids) for ids in starts]
-    size, temperature = profile.decoding.batch_size, profile.decoding.temperature
-    answers = generation.generate_answers(
-        *(model, tokenizer, texts),
-        max_new_tokens=profile.decoding.max_new_tokens,
-        batch_size=size,
-        temperature=temperature,
-        seed=profile.seed,
-        encoded=starts,
-    )
-    options = {"batch_size": size, "temperature": temperature, "encoded": starts}
-    own, ref = (generation.answer_logprobs(m, tokenizer, texts, answers, **options) for m in (model, reference))
+    answers, own, ref = _sampled(profile, model, reference, tokenizer, texts, starts)
     both = zip(starts, answers, strict=True)
     sentences = [
         tokenizer.decode([*start, *answer.token_ids], skip_special_tokens=True).strip() for start, answer in both
@@ -164,6 +157,35 @@ def continued(profile: Profile, model, reference, tokenizer, starts: Sequence[Se
             "repetition": [repetition(sentence) for sentence in sentences],
         }
     )
+
+
+def answered(profile: Profile, model, reference, tokenizer, prompts: Sequence[str]) -> pd.DataFrame:
+    """What a policy answers to prompts in the template, sampled: one row for each, as `continued` has them.
+
+    Columns: prompt, answer, ended, words, kl (from the reference, nats per answer), repetition.
+    """
+    answers, own, ref = _sampled(profile, model, reference, tokenizer, prompts)
+    texts = [answer.text for answer in answers]
+    return pd.DataFrame(
+        {
+            "prompt": list(prompts),
+            "answer": texts,
+            "ended": [answer.ended for answer in answers],
+            "words": [len(text.split()) for text in texts],
+            "kl": own - ref,
+            "repetition": [repetition(text) for text in texts],
+        }
+    )
+
+
+def _sampled(profile: Profile, model, reference, tokenizer, texts: Sequence[str], encoded=None):
+    """Answers as the profile samples them, and their log-probabilities under the model and under the reference."""
+    options = {"batch_size": profile.decoding.batch_size, "temperature": profile.decoding.temperature}
+    options["encoded"] = encoded
+    length = profile.decoding.max_new_tokens
+    answers = generation.generate_answers(model, tokenizer, texts, max_new_tokens=length, seed=profile.seed, **options)
+    logprobs = (generation.answer_logprobs(m, tokenizer, texts, answers, **options) for m in (model, reference))
+    return answers, *logprobs
 
 
 def repetition(text: str, n: int = 2) -> float:

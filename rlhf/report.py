@@ -9,6 +9,7 @@ from rlhf.profiles import Profile
 
 import pandas as pd
 
+SHOWN = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6"}  # models out of packages
 # The mean score that ash80/RLHF_in_notebooks, as published, has of its sentences before and after PPO.
 PUBLISHED_SENTIMENT = (0.072, 0.657)
 # Column title, file, metric, digits.
@@ -38,7 +39,8 @@ def results(profile: Profile, base: Path | None = None) -> str:
     """Tables of a run below `base` (this run's outputs without it): all models, PPO's paired differences, the reward
     model, the seeds, and what was published. Raises FileNotFoundError where the run has not finished."""
     if profile.recipe:
-        return "\n".join(_sentiment(profile, base))
+        of = {"RLHF_SST2": _sentiment, "RLHF_ALPACA": _alpaca}[profile.recipe]
+        return "\n".join(of(profile, base))
     columns = [column for column in COLUMNS if profile.lab or column[0] not in LAB_COLUMNS]
     files = {name: outputs.read_csv(profile, name, base) for _, name, _, _ in columns}
     ours = [
@@ -179,7 +181,7 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
     rows = [["`ash80/RLHF_in_notebooks`, as published: GPT-2", *(f"{score:.3f}" for score in PUBLISHED_SENTIMENT)]]
     rows[0] += [""] * 5
     change = paired[paired.metric == "reward"].set_index("model")
-    model = {"smollm2": "SmolLM2-135M"}.get(run["settings"]["model"], run["settings"]["model"])
+    model = SHOWN.get(run["settings"]["model"], run["settings"]["model"])
     for name in (name for name in change.index if name.startswith("ppo_seed")):
         gain, distinct, perplexity = change.loc[name], variety.distinct_2, variety.perplexity
         rows.append(
@@ -210,6 +212,35 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
         "",
         f"Accuracy on the validation sentences: {judged}. All parts took {costs.seconds.sum() / 60:.0f} minutes on "
         f"{run['hardware']}{memory}.",
+    ]
+
+
+def _alpaca(profile: Profile, base: Path | None) -> list[str]:
+    """The policies on instructions, and what the two reward models decide rightly."""
+    measures, probes, costs = (
+        outputs.read_csv(profile, f"{name}.csv", base) for name in ("measures", "reward_probes", "costs")
+    )
+    run = outputs.read_json(profile, "run.json", base)
+    model, encoder = (SHOWN.get(run["settings"][field], run["settings"][field]) for field in ("model", "encoder"))
+    shown = {"reward": 2, "naive_reward": 2, "rougeL": 3, "similarity": 3, "kl": 1, "ended": 2}
+    titles = ["", "reward", "naive reward", "ROUGE-L", "similarity", "KL", "ends by itself"]
+    rows = [
+        [label, *(_cell(measures, name, metric, digits) for metric, digits in shown.items())]
+        for name, label in (("base", f"base: {model}"), ("sft_full", "SFT"), ("ppo_aligned", "PPO"))
+    ]
+    decided = [
+        f"{title} {_cell(probes, name, 'against_base', 3)} and {_cell(probes, name, 'other_prompt', 3)}"
+        for name, title in (("naive_reward", "naive pairs"), ("mended_reward", "mended pairs"))
+    ]
+    return [
+        f"{measures.n.iloc[0]} held-out instructions, mean [95 % bootstrap interval]; reward in standard deviations, "
+        f"KL in nats per answer; similarity by the encoder {encoder} before it was trained as reward model.",
+        "",
+        *_table(titles, rows),
+        "",
+        f"Share decided rightly, of naive pairs and of exchanged instructions: a reward model of "
+        f"{', of '.join(decided)}; words alone, of naive pairs, {_cell(probes, 'words_of_naive', 'against_base', 3)}. "
+        f"All parts took {costs.seconds.sum() / 60:.0f} minutes on {run['hardware']}.",
     ]
 
 

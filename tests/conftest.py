@@ -34,6 +34,8 @@ SETTINGS = tuple(
         "SEED",
         "OUTPUTS",
         "SST2",
+        "ALPACA",
+        "ENCODER",
         "CHECKPOINT_SECONDS",
     )
 )

@@ -1,5 +1,6 @@
 """The chat: what is streamed is what the model answers, every command does what /help says, Ctrl-C ends an answer."""
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -7,6 +8,7 @@ import time
 from itertools import pairwise
 
 from rlhf import chat, generation, models, outputs
+from rlhf.reward import encoder
 from rlhf.reward.scoring import score
 
 import pytest
@@ -183,3 +185,13 @@ def test_session_in_a_terminal_goes_on_after_a_bad_question(session, capsys, mon
     assert chat.main([]) == 0
     printed = capsys.readouterr().out
     assert "shorten it" in printed and printed.endswith(chat.HELP + "\n")
+
+
+def test_reward_of_an_encoder_is_that_of_the_texts(profile_with_sft):
+    profile = dataclasses.replace(profile_with_sft, encoder="own")
+    model, tokenizer = encoder.new(profile)
+    outputs.save_checkpoint(profile, "reward_model_final", model, tokenizer)
+    session = chat.Chat(profile, "sft", lambda text: None)
+    session.question, session.last = QUESTION, "With warm water."
+    expected = encoder.score(model, tokenizer, [QUESTION], ["With warm water."]).item()
+    assert session.reward() == pytest.approx(expected, abs=1e-5)

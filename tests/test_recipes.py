@@ -47,7 +47,7 @@ def test_part_is_made_anew_after_one_that_it_starts_from_has_changed(profile):
 def test_part_that_is_not_as_it_was_saved_is_refused_by_name(profile):
     made(profile, "one", [], rate=1)
     (outputs.checkpoint_path(profile, "one") / "table.csv").write_text("made\n")
-    with pytest.raises(ValueError, match=r"smoke/one: table.csv has 5 bytes, and 7 were saved; delete it and run"):
+    with pytest.raises(ValueError, match=r"smoke/one: table.csv has 5 bytes, and 9 were saved; delete it and run"):
         made(profile, "one", [], rate=1)
 
 
@@ -177,3 +177,28 @@ def test_model_that_can_only_be_trained_by_adapters_is_refused(profile_with_base
     outputs.update_run(profile_with_base, by_adapters=True)
     with pytest.raises(ValueError, match=r"model 'lab' is too large for the memory that is there.*RLHF_MODEL"):
         recipes.prepare(profile_with_base)
+
+
+def test_answers_of_a_policy_are_those_of_the_sampler_and_its_own_reference_is_no_distance_away(
+    profile, policy, tokenizer
+):
+    rows = recipes.answered(profile, policy, policy, tokenizer, ["What is it?", "Why?"])
+    assert list(rows.columns) == ["prompt", "answer", "ended", "words", "kl", "repetition"]
+    assert (rows.kl.abs() < 1e-4).all() and list(rows.words) == [len(answer.split()) for answer in rows.answer]
+    options = {"max_new_tokens": profile.decoding.max_new_tokens, "batch_size": 1, "temperature": 1.0}
+    expected = recipes.generation.generate_texts(policy, tokenizer, list(rows.prompt), seed=profile.seed, **options)
+    assert list(rows.answer) == expected
+
+
+def test_part_of_another_encoder_is_made_anew(profile):
+    calls = []
+    for encoder, count in (("own", 1), ("own", 1), ("other", 2)):
+        made(dataclasses.replace(profile, encoder=encoder), "one", calls)
+        assert len(calls) == count
+
+
+def test_table_keeps_every_text_and_kind_of_value(tmp_path):
+    frame = pd.DataFrame({"text": ["a\rb", "c\n,d", "", 'say "no"', "1"], "ended": [True, False] * 2 + [True]})
+    recipes.Table("table.csv", frame.assign(kl=0.1)).save_pretrained(tmp_path)
+    read = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert list(read.text) == list(frame.text) and list(read.ended) == list(frame.ended) and read.kl.dtype == float

@@ -15,13 +15,15 @@ BAD = {
     "RLHF_DATASET": (["./none", "none.csv", "none.jsonl"], PATH),
     "RLHF_PUBLISHED": (["./none", "~/none"], PATH),
     "RLHF_SST2": (["./none", "~/none"], PATH),
+    "RLHF_ALPACA": (["./none", "none.json"], PATH),
+    "RLHF_ENCODER": (["./none", "~/none"], PATH),
     "RLHF_MAX_STEPS": (["0", "-1", "1.5", "ten", "1e3", "²", "٣", "9" * 30], NUMBER.format(1)),
     "RLHF_SEED": (["-1", "1.5", "one", "²", str(2**32), "9" * 5000], NUMBER.format(0)),
     "RLHF_THREADS": (["0", "-2", "all", "4096"], NUMBER.format(1)),
     "RLHF_MEMORY_GB": (["0", "-1", "16GB", "nan", "inf"], "is no positive number; give gigabytes, such as 16"),
     "RLHF_CHECKPOINT_SECONDS": (["-1", "3min", "nan", "inf"], "is no positive number; give seconds, such as 180, or 0"),
 }
-PROFILES = {"RLHF_SST2": "sentiment", "RLHF_PROFILE": None}
+PROFILES = {"RLHF_SST2": "sentiment", "RLHF_ALPACA": "alpaca", "RLHF_ENCODER": "alpaca", "RLHF_PROFILE": None}
 
 
 @pytest.mark.parametrize(

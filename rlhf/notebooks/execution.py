@@ -154,7 +154,8 @@ def kernel_environment(profile: Profile) -> dict[str, str]:
         }
     # What may be replaced: a path relative to the caller's folder is absolute in the profile.
     variables = {variable_of(profile, field): getattr(profile, field) or "" for field in INPUTS}
-    return environment | {name: value for name, value in variables.items() if not profile.lab or name == profile.recipe}
+    own = (profile.recipe, "RLHF_ENCODER")
+    return environment | {name: value for name, value in variables.items() if not profile.lab or name in own}
 
 
 class Progress:

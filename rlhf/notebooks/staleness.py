@@ -18,7 +18,7 @@ import nbformat
 
 PACKAGE = Path(rlhf.__file__).parent
 DATA = (".toml", ".md", ".json", ".safetensors", ".txt")
-INPUTS = ("model", "dataset", "published")  # settings that may be a local path; they count by what lies there
+INPUTS = ("model", "dataset", "published", "encoder")  # may be local paths, which count by what lies there
 
 
 def name_of(notebook: Path) -> str:
