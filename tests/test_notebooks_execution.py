@@ -206,6 +206,19 @@ def test_other_settings_stop_before_anything_runs_and_show_the_difference(projec
     assert project.log == [FIRST, SECOND, THIRD]
 
 
+def test_setting_that_did_not_exist_then_and_is_not_set_now_stops_nothing(profile):
+    path = outputs.notebooks_dir(profile) / "settings.json"
+    execution.check_settings(profile)
+    older = json.loads(path.read_text())
+    older.pop("encoder")
+    path.write_text(json.dumps(older))
+    execution.check_settings(profile)
+    older.pop("seed")
+    path.write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="seed: None before"):
+        execution.check_settings(profile)
+
+
 def test_number_of_threads_may_change(finished, monkeypatch):
     monkeypatch.setenv("RLHF_THREADS", "2")
     assert finished.run() == 0

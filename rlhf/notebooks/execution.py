@@ -53,14 +53,18 @@ def find_notebooks(root: Path) -> list[Path]:
 
 
 def check_settings(profile: Profile) -> None:
-    """Note the settings of this run; ValueError if the outputs come from a run with other settings."""
+    """Note the settings of this run; ValueError if the outputs come from a run with other settings.
+
+    A setting that did not exist then, and is not set now, is no other one.
+    """
     path = outputs.notebooks_dir(profile) / "settings.json"
     new = settings_of(profile)
     if path.exists():
         before, now = (
             pd.json_normalize(settings).iloc[0].to_dict() for settings in (json.loads(path.read_text("utf-8")), new)
         )
-        changed = [key for key in before | now if before.get(key) != now.get(key)]
+        unset = {key for key in now.keys() - before.keys() if now[key] in ("", None)}
+        changed = [key for key in before | now if key not in unset and before.get(key) != now.get(key)]
         if changed:
             lines = [f"  {key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
             raise ValueError(
