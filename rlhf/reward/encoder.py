@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlhf import download, finite, outputs, runtime
 from rlhf.profiles import Profile
+from rlhf.reward.losses import pairwise_loss
 from rlhf.training import StageTrainer, step_arguments
 
 import numpy as np
@@ -141,9 +142,9 @@ class _PairTrainer(StageTrainer, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         output = model(**inputs)
-        chosen, rejected = output.logits.float().reshape(2, -1)
-        loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
-        loss = loss + self.centring * (chosen + rejected).square().mean()
+        scores = output.logits.float().reshape(2, -1).T
+        loss = pairwise_loss(scores, torch.tensor([1, 2], device=scores.device)).mean()
+        loss = loss + self.centring * scores.sum(dim=1).square().mean()
         return (loss, output) if return_outputs else loss
 
 

@@ -15,9 +15,9 @@ PROFILE = ""
 def train(profile: Profile, first: bool) -> None:
     tokenizer = models.load_tokenizer(profile)
     pairs = load_pairs(profile, tokenizer)
-    train = training_pairs(profile, tokenizer, pairs["train"])
+    rows = training_pairs(profile, tokenizer, pairs["train"])
     model = models.new_reward_model(profile, profile.seed)
-    trainer = make_trainer(profile, model, tokenizer, train, pairs["validation"])
+    trainer = make_trainer(profile, model, tokenizer, rows, pairs["validation"])
     trainer.train()
     launch.save(profile, "reward_model_final", trainer, tokenizer)
     if first:
