@@ -70,6 +70,8 @@ def processes(profile: Profile) -> Iterator[bool]:
         sys.stdout.flush()
         runtime.free_memory()  # what was trained, which holds its trainer in a cycle
         state.wait_for_everyone()
+        if state.is_main_process:
+            outputs.forget_training(profile)
     state.destroy_process_group()
 
 

@@ -20,9 +20,12 @@ from rlhf import outputs, runtime
 
 import pyarrow
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerState
 
 VERSIONS = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")]
@@ -52,7 +55,7 @@ def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Give a model the weights that `trained` found."""
     for name, weight in trained(model).items():
-        weight.copy_(weights[name])
+        weight.copy_(split_as(weight, weights[name]))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -63,11 +66,29 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put an optimiser where `optimizer_tensors` found one, all but its learning rates."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     states: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         i, name = key.split(".", 1)
-        states.setdefault(int(i), {})[name] = value
+        states.setdefault(int(i), {})[name] = split_as(weights[int(i)], value)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+
+
+def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that are split among the processes (FSDP2) put together: every process takes part, the first has them."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if PartialState().is_main_process:
+            found[name] = full.cpu()
+    return found
+
+
+def split_as(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A tensor that `whole` put together, split as the weight that it is or that it is a moment of."""
+    if not isinstance(weight, DTensor) or value.shape != weight.shape:
+        return value
+    return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def digest(*parts) -> str:
@@ -155,8 +176,9 @@ class Resumable:
     """A Trainer of transformers that goes on from its own checkpoint; args.output_dir is the folder of these.
 
     transformers restores the position in the data and the log; what it would load by pickle is put back here.
-    Checkpoints are written where the loss has been logged, so that no sum since then is lost. Where several processes
-    train together there are none.
+    Checkpoints are written where the loss has been logged, so that no sum since then is lost. Of several processes the
+    first says when, writes them, and says which one is taken up; all must see its folder. With DeepSpeed, which splits
+    the weights by its own ways, there are none.
     """
 
     resumes = True  # False: it starts over, and leaves nothing
@@ -165,10 +187,12 @@ class Resumable:
     def train(self, *args, **kwargs):
         self.folder = Path(self.args.output_dir)
         require_room(self.folder, self.model)
-        if not self.resumes or runtime.processes() > 1:
+        if not self.resumes or self.is_deepspeed_enabled:
             return super().train(*args, **kwargs)
-        self.stamp, self.timer = self._stamp(), Timer()
-        path = self._take_up()
+        self.stamp, self.timer, self.taken = self._stamp(), Timer(), None
+        path = _of_the_first(self._take_up() if self.is_world_process_zero() else None)
+        if path and self.taken is None:
+            self.taken = read(path)
         if path and self.taken[0]["ended"]:
             self._load_from_checkpoint(path)
             self.state = TrainerState.load_from_json(str(path / LOG))
@@ -215,19 +239,21 @@ class Resumable:
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         super().log(logs, *args, **kwargs)
         before_end = self.state.global_step < self.state.max_steps  # from the last step on there is none to go on with
-        if "loss" in logs and self.timer and before_end and self.timer.due():
+        if "loss" in logs and self.timer and before_end and _of_the_first(self.timer.due()):
             self.control.should_save = True
 
     def _write(self, ended: bool) -> None:
-        step = self.state.global_step
+        step, drawn = self.state.global_step, {"now": runtime.generator_states(), "epoch": self.epoch_began}
         state = {"of": self.stamp, "step": step, "ended": ended, "process": os.getpid()}
         state |= {"training": self.model.training, "tokens": getattr(self, "_total_train_tokens", 0)}
-        state |= {"generators": runtime.generator_states(), "epoch": self.epoch_began}
-        state["schedule"] = self.lr_scheduler.state_dict()
-        moments = {} if ended else optimizer_tensors(self.optimizer.optimizer)
+        state |= {"schedule": self.lr_scheduler.state_dict(), "generators": gather_object([drawn])}
+        weights = whole(trained(self.model))
+        moments = {} if ended else whole(optimizer_tensors(self.optimizer.optimizer))
+        if not self.is_world_process_zero():
+            return
         path = self.folder / (f"step_{step:06d}" + "_end" * ended)
         log = dataclasses.asdict(self.state)
-        write(path, {STATE: state, LOG: log}, weights=trained(self.model), optimizer=moments)
+        write(path, {STATE: state, LOG: log}, weights=weights, optimizer=moments)
         keep_only(path)
 
     def _save_checkpoint(self, *_) -> None:
@@ -247,14 +273,23 @@ class Resumable:
 
     def _load_rng_state(self, checkpoint) -> None:
         if checkpoint is not None:
-            runtime.set_generator_states(self.taken[0]["generators"])
+            runtime.set_generator_states(self._drawn("now"))
+
+    def _drawn(self, when: str) -> dict:
+        """Where the generators of this process were when the checkpoint was written: now, or as the epoch began."""
+        return self.taken[0]["generators"][self.args.process_index][when]
 
     def _run_epoch(self, *args, **kwargs):
         if self.taken and kwargs["epoch"] == kwargs["epochs_trained"]:  # the order of its batches is drawn once more
             begun = kwargs["steps_trained_in_current_epoch"]
-            runtime.set_generator_states(self.taken[0]["epoch" if begun else "generators"])
+            runtime.set_generator_states(self._drawn("epoch" if begun else "now"))
         self.epoch_began = runtime.generator_states()
         return super()._run_epoch(*args, **kwargs)
+
+
+def _of_the_first(value):
+    """What the first process has; all must ask."""
+    return broadcast_object_list([value])[0]
 
 
 def _in_order(value):

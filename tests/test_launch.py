@@ -133,16 +133,36 @@ def test_memory_of_the_documentation_is_what_its_rules_give():
     assert (table["PPO"], table["SHARE"]) == (models.BYTES_PER_WEIGHT, models.SHARE_FOR_WEIGHTS)
 
 
-def start(script, folder, processes: int, config: str = "ddp") -> None:
-    """Run a script in so many processes, in float32: bfloat16 would round the sums of parts of a batch otherwise."""
+STOP = """
+    class Stop(__import__("transformers").TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                raise KeyboardInterrupt("after two steps")
+
+    trainer.add_callback(Stop())
+"""
+DROPOUT = """
+    for module in model.modules():
+        if hasattr(module, "p"):
+            module.p = 0.2
+"""
+
+
+def start(script, folder, processes: int, config: str = "ddp", fails: str = "") -> str:
+    """Run a script in so many processes, in float32: bfloat16 would round the sums of parts of a batch otherwise.
+
+    Returns what the processes print. `fails`: the error that ends them.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment = kept | {"RLHF_OUTPUTS": str(folder), "PYTHONPATH": str(outputs.ROOT), "OMP_NUM_THREADS": "1"}
     environment["ATEN_CPU_CAPABILITY"] = "avx2"  # with it torch does not say that it has bfloat16
+    environment["RLHF_CHECKPOINT_SECONDS"] = "0"
     config = outputs.ROOT / "accelerate_configs" / f"{config}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     command += ["--num_processes", str(processes), "--main_process_port", "0", script]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert (done.returncode != 0) == bool(fails) and fails in done.stderr, done.stderr[-5000:]
+    return done.stdout
 
 
 @pytest.fixture
@@ -161,11 +181,22 @@ def alone(monkeypatch, profile_with_sft):
     return run
 
 
+def before_training(script, code: str):
+    """A copy of a stage's script that runs `code` once its trainer is made."""
+    text, train = script.read_text(encoding="utf-8"), "    trainer.train()\n"
+    assert text.count(train) == 1
+    changed = script.with_name("changed.py")
+    changed.write_text(text.replace(train, code + train), encoding="utf-8")
+    return changed
+
+
 def two_and_one(profile, stage, tmp_path, alone, config="ddp"):
-    """The outputs of a stage by two processes, and by one that starts from the same checkpoints."""
+    """The outputs of a stage by two processes, which are interrupted and go on, and by one that is not."""
     script, two = launch.write_script(profile, stage), tmp_path / "two"
     shutil.copytree(outputs.root() / "checkpoints", two / "checkpoints")
-    start(script, two, 2, config)
+    start(before_training(script, STOP), two, 2, config, fails="after two steps")
+    assert "goes on after step 2 of 4, " in start(script, two, 2, config)
+    assert not (two / "checkpoints" / "smoke" / "training").exists()
     alone(script)
     return two, outputs.root()
 
@@ -199,7 +230,20 @@ def test_two_processes_fine_tune_as_one_does(profile_with_sft, tmp_path, alone, 
     weights = [load_file(folder / "checkpoints/smoke/sft_full_final/model.safetensors") for folder in (one, two)]
     assert all(torch.allclose(weights[1][name], weights[0][name], atol=1e-5) for name in weights[0])
     AutoModelForCausalLM.from_pretrained(two / "checkpoints/smoke/sft_full_final")
-    assert len(list((two / "logs").rglob("events.out.tfevents.*"))) == 1  # of the first process
+    assert len(list((two / "logs").rglob("events.out.tfevents.*"))) == 2  # of the first process, before and after
+
+
+@pytest.mark.slow
+def test_each_process_goes_on_with_its_own_dropout(profile_with_sft, tmp_path):
+    script, found = launch.write_script(profile_with_sft, "sft"), []
+    for code in ("", STOP):
+        folder = tmp_path / f"stops_{bool(code)}"
+        shutil.copytree(outputs.root() / "checkpoints", folder / "checkpoints")
+        if code:
+            start(before_training(script, DROPOUT + code), folder, 2, fails="after two steps")
+        assert ("goes on after step 2 of 4, " in start(before_training(script, DROPOUT), folder, 2)) == bool(code)
+        found.append(load_file(folder / "checkpoints/smoke/sft_full_final/model.safetensors"))
+    assert all(torch.equal(found[1][name], weight) for name, weight in found[0].items())
 
 
 @pytest.mark.slow
