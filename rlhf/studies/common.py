@@ -1,6 +1,7 @@
 """What the studies share: a finished run's models and prompts, further reward models, and rewards in one unit."""
 
 import dataclasses
+from functools import cached_property
 
 from rlhf import data, generation, metrics, models, outputs
 from rlhf.evaluation import answers as evaluation
@@ -40,9 +41,17 @@ class Study:
         rows = evaluation.prompt_rows(profile, self.tokenizer, split)
         self.prompts, self.references = list(rows["prompt"]), list(rows["chosen"])
         self.training_prompts = data.training_prompts(profile, self.tokenizer, self.settings.max_prompt_tokens)
-        self.pairs = load_pairs(profile, self.tokenizer)
-        self.error_kinds = np.array(data.error_kinds(profile, self.pairs["test"]))
         self.sft_answers = self.answer(self.sft)
+
+    @cached_property
+    def pairs(self) -> dict[str, Dataset]:
+        """Those of the run's reward model, by split."""
+        return load_pairs(self.profile, self.tokenizer)
+
+    @cached_property
+    def error_kinds(self) -> np.ndarray:
+        """What is wrong with the rejected answer of each test pair: (pairs,)."""
+        return np.array(data.error_kinds(self.profile, self.pairs["test"]))
 
     def answer(self, policy) -> list[Answer]:
         """A sampled answer to each prompt of the study."""
