@@ -486,7 +486,7 @@ def with_rows(arguments: tuple, change) -> tuple:
 
 
 def panels(figure: Figure) -> list:
-    return [axes for axes in figure.axes if axes.axison]
+    return list(figure.axes)
 
 
 def all_texts(figure: Figure) -> list:

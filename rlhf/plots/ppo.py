@@ -48,7 +48,7 @@ def ppo_curves(frame: pd.DataFrame) -> Figure:
     grid[7].set_ylim(top=1)
     lowest = [grid[6], grid[7]]
     if frame.explained_variance.isna().all():  # TRL does not log it
-        grid[7].axis("off")
+        grid[7].remove()
         lowest[1] = grid[5]
     for axes in lowest:
         axes.set_xlabel("episodes")
