@@ -1,6 +1,7 @@
 """The results of a run as tables in Markdown, and the part of README.md that shows those of results/."""
 
 import itertools
+import re
 from pathlib import Path
 
 from rlhf import outputs, registry
@@ -33,6 +34,11 @@ def _cell(frame: pd.DataFrame, model: str, metric: str, digits: int) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _as_text(written: str) -> str:
+    """What somebody or a model wrote, for a cell of a table: nothing in it is Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]|<>&#~])", r"\\\1", " ".join(written.split()))
 
 
 def results(profile: Profile, base: Path | None = None) -> str:
@@ -175,8 +181,11 @@ def _beyond(profile: Profile, base: Path | None) -> list[str]:
 
 def _sentiment(profile: Profile, base: Path | None) -> list[str]:
     """PPO on sentences beside the published run: scores, the judge, and what the gain cost."""
-    files = ("measures", "paired", "variety", "reward_model", "costs")
-    measures, paired, variety, accuracy, costs = (outputs.read_csv(profile, f"{name}.csv", base) for name in files)
+    files = ("measures", "paired", "variety", "reward_model", "costs", "shown")
+    measures, paired, variety, accuracy, costs, shown = (
+        outputs.read_csv(profile, f"{name}.csv", base) for name in files
+    )
+    shown = shown[~shown.rule.str.startswith("random")]  # the best, the worst and the middle are enough here
     variety, run = variety.set_index("model"), outputs.read_json(profile, "run.json", base)
     rows = [["`ash80/RLHF_in_notebooks`, as published: GPT-2", *(f"{score:.3f}" for score in PUBLISHED_SENTIMENT)]]
     rows[0] += [""] * 5
@@ -204,11 +213,14 @@ def _sentiment(profile: Profile, base: Path | None) -> list[str]:
         "words": "words alone",
     }
     judged = ", ".join(f"{forms[row.model]} {row.mean:.3f}" for row in accuracy.itertuples())
+    examples = [[row.rule, _as_text(row.SFT), _as_text(row.PPO), row.reward] for row in shown.itertuples()]
     return [
         f"{measures.n.iloc[0]} beginnings of validation sentences, mean [95 % bootstrap interval], change paired by "
         f"beginning; score from -1 to 1, KL in nats per sentence, median perplexity under SFT.",
         "",
         *_table(titles, rows),
+        "",
+        *_table(["by rule", "SFT goes on", "PPO, seed 0, goes on", "score"], examples),
         "",
         f"Accuracy on the validation sentences: {judged}. All parts took {costs.seconds.sum() / 60:.0f} minutes on "
         f"{run['hardware']}{memory}.",

@@ -1,10 +1,12 @@
 """The results in README.md are those in results/, and a run's own table never touches them."""
 
 import dataclasses
+import shutil
 
 from rlhf import outputs, report
 from rlhf.profiles import load_profile
 
+import pandas as pd
 import pytest
 from conftest import stage_module
 
@@ -82,3 +84,17 @@ def test_other_methods_have_a_row_each_with_the_gain_of_every_seed(lab, tmp_path
         "| best of 16 of SFT |  |  | +1.20 [+1.10, +1.30], 1.8 | +1.00 [+0.90, +1.10], 1.8 |",
         "| DPO | 0 | 1,200,000 | +0.50 [+0.40, +0.60], 1.2 | -0.20 [-0.30, -0.10], 1.5 |",
     ]
+
+
+def test_a_sentence_that_a_model_wrote_is_text_in_its_cell(tmp_path):
+    profile = load_profile("sentiment")
+    folder = shutil.copytree(
+        outputs.evaluation_dir(profile, outputs.REFERENCE), outputs.evaluation_dir(profile, tmp_path)
+    )
+    shown = pd.read_csv(folder / "shown.csv")
+    shown.loc[0, "PPO"] = "a | b\n<img src=x> *c* [d](e)"
+    shown.to_csv(folder / "shown.csv", index=False)
+    lines = report.results(profile, tmp_path).splitlines()
+    assert sum(line.startswith(("| best", "| worst", "| median")) for line in lines) == 3
+    (row,) = (line for line in lines if line.startswith("| best gain"))
+    assert r"| a \| b \<img src=x\> \*c\* \[d\](e) | -" in row
