@@ -29,7 +29,7 @@ def run(profile: Profile, files: tuple[str, ...] = FILES) -> None:
     """
     from rlhf.studies import common, ensembles, overoptimisation, reward_models
 
-    if files is ENSEMBLES and not profile.lab:
+    if files == ENSEMBLES and not profile.lab:
         raise ValueError(
             f"dataset {profile.dataset!r} has no gold score to judge ensembles by; run them on the lab profile."
         )
@@ -67,7 +67,7 @@ def forget(profile: Profile, files: tuple[str, ...] = FILES) -> None:
             outputs.write_csv(profile, name, others)
         else:
             (outputs.evaluation_dir(profile) / name).unlink(missing_ok=True)
-    for name in REWARD_MODELS if files is FILES else MEMBERS[1:]:
+    for name in REWARD_MODELS if files == FILES else MEMBERS[1:]:
         shutil.rmtree(outputs.checkpoint_path(profile, f"reward_model_{name}"), ignore_errors=True)
 
 
