@@ -189,8 +189,11 @@ class Resumable:
         require_room(self.folder, self.model)
         if not self.resumes or self.is_deepspeed_enabled:
             return super().train(*args, **kwargs)
-        self.stamp, self.timer, self.taken = self._stamp(), Timer(), None
-        path = _of_the_first(self._take_up() if self.is_world_process_zero() else None)
+        self.timer, self.taken, path = Timer(), None, None
+        if self.is_world_process_zero():
+            self.stamp = self._stamp()
+            path = self._take_up()
+        path = _of_the_first(path)
         if path and self.taken is None:
             self.taken = read(path)
         if path and self.taken[0]["ended"]:
@@ -243,14 +246,15 @@ class Resumable:
             self.control.should_save = True
 
     def _write(self, ended: bool) -> None:
-        step, drawn = self.state.global_step, {"now": runtime.generator_states(), "epoch": self.epoch_began}
-        state = {"of": self.stamp, "step": step, "ended": ended, "process": os.getpid()}
-        state |= {"training": self.model.training, "tokens": getattr(self, "_total_train_tokens", 0)}
-        state |= {"schedule": self.lr_scheduler.state_dict(), "generators": gather_object([drawn])}
+        drawn = gather_object([{"now": runtime.generator_states(), "epoch": self.epoch_began}])
         weights = whole(trained(self.model))
         moments = {} if ended else whole(optimizer_tensors(self.optimizer.optimizer))
         if not self.is_world_process_zero():
             return
+        step = self.state.global_step
+        state = {"of": self.stamp, "step": step, "ended": ended, "process": os.getpid(), "generators": drawn}
+        state |= {"training": self.model.training, "tokens": getattr(self, "_total_train_tokens", 0)}
+        state["schedule"] = self.lr_scheduler.state_dict()
         path = self.folder / (f"step_{step:06d}" + "_end" * ended)
         log = dataclasses.asdict(self.state)
         write(path, {STATE: state, LOG: log}, weights=weights, optimizer=moments)

@@ -134,7 +134,9 @@ def test_memory_of_the_documentation_is_what_its_rules_give():
 
 
 STOP = """
-    class Stop(__import__("transformers").TrainerCallback):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 2:
                 raise KeyboardInterrupt("after two steps")
