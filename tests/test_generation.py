@@ -1,10 +1,11 @@
 """Decoding: a batch answers as each prompt alone does, sampling is repeatable, log-probabilities are exact."""
 
 import copy
+import itertools
 import math
 import random
 
-from rlhf import runtime
+from rlhf import generation, runtime
 from rlhf.generation import (
     Answer,
     _as_answer,
@@ -233,6 +234,29 @@ def logprob_by_hand(model, tokenizer, prompt, reply):
         total += model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token].item()
         ids = [*ids, token]
     return total
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batches_hold_every_row_once_the_shortest_first_and_no_more_than_stays_in_the_cache(
+    policy, monkeypatch, batch_size
+):
+    rows = [[0] * random.Random(i).randint(1, 12) for i in range(40)]
+    monkeypatch.setattr(generation, "CACHED", 20 * policy.config.n_embd)
+    batches = list(generation.by_length(policy, [*rows, [0] * 50], batch_size))
+    lengths = [[len(rows[i]) for i in batch] for batch in batches[:-1]]
+    assert sorted(itertools.chain(*batches)) == [*range(41)] and batches[-1] == [40]  # alone, though it is too long
+    assert list(itertools.chain(*lengths)) == sorted(map(len, rows))
+    assert all(len(batch) <= batch_size and len(batch) * batch[-1] <= 20 for batch in lengths)
+    for batch, following in itertools.pairwise(lengths):  # none could have taken one more
+        assert len(batch) == batch_size or (len(batch) + 1) * following[0] > 20
+
+
+def test_batches_on_a_gpu_are_as_large_as_asked_for(policy):
+    rows = [[0] * 1000] * 7
+    with torch.device("meta"):
+        elsewhere = torch.nn.Linear(4, 768)
+    assert [len(batch) for batch in generation.by_length(elsewhere, rows, 3)] == [3, 3, 1]
+    assert list(generation.by_length(policy, [], 3)) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

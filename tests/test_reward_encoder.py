@@ -34,10 +34,10 @@ def test_own_encoder_is_the_same_for_a_seed_and_leaves_the_generator_alone(own):
 
 def test_prompt_and_answer_stand_in_the_two_places_of_the_encoder(own):
     _, tokenizer = encoder.new(own)
-    inputs = encoder.read(tokenizer, ["ab"], ["c"])
-    assert tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]) == ["[CLS]", "a", "##b", "[SEP]", "c", "[SEP]"]
-    assert inputs["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1]
-    as_text = encoder.read(tokenizer, ["ab"], ["[SEP]"])["input_ids"][0]
+    (inputs,) = encoder.read(tokenizer, ["ab"], ["c"])
+    assert tokenizer.convert_ids_to_tokens(inputs["input_ids"]) == ["[CLS]", "a", "##b", "[SEP]", "c", "[SEP]"]
+    assert inputs["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    as_text = encoder.read(tokenizer, ["ab"], ["[SEP]"])[0]["input_ids"]
     assert tokenizer.convert_ids_to_tokens(as_text)[4:-1] == ["[", "s", "##e", "##p", "]"]
 
 
@@ -56,7 +56,7 @@ def test_answer_is_read_up_to_the_last_place_and_a_prompt_that_takes_all_is_name
     model, tokenizer = encoder.new(own)
     room = tokenizer.model_max_length
     assert room == own.reward.max_length < 512
-    assert encoder.read(tokenizer, ["ab"], ["=" * 1000])["input_ids"].shape == (1, room)
+    assert len(encoder.read(tokenizer, ["ab"], ["=" * 1000])[0]["input_ids"]) == room
     same = encoder.score(model, tokenizer, ["ab"] * 2, ["=" * 1000, "=" * 2000])
     assert same[0] == pytest.approx(same[1], abs=1e-6)
     with pytest.raises(ValueError, match=rf"prompt '===.* takes 1000 of the encoder's {room - 3} tokens; leave it out"):

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rlhf import download, finite, outputs, runtime
+from rlhf.generation import by_length
 from rlhf.profiles import Profile
 from rlhf.reward.losses import pairwise_loss
 from rlhf.training import StageTrainer, step_arguments
@@ -23,6 +24,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
+    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -87,8 +89,8 @@ def load(profile: Profile, checkpoint: str = "reward_model_final") -> Encoder:
     return model.to(runtime.device()).eval(), AutoTokenizer.from_pretrained(path)
 
 
-def read(tokenizer, prompts: Sequence[str], answers: Sequence[str]):
-    """Both texts of each row as the encoder takes them, padded: tensors of (rows, tokens) by name.
+def read(tokenizer, prompts: Sequence[str], answers: Sequence[str]) -> list[dict[str, list[int]]]:
+    """Both texts of each row as the encoder takes them, without padding: lists of its tokens by name.
 
     An answer is read up to the encoder's last place. Those of PPO are short, and only a long run of signs gets there.
     Raises ValueError for a prompt that leaves no place for an answer.
@@ -98,20 +100,28 @@ def read(tokenizer, prompts: Sequence[str], answers: Sequence[str]):
     for prompt, ids in zip(prompts, alone, strict=True):
         if len(ids) >= room:
             raise ValueError(f"prompt {prompt[:60]!r} takes {len(ids)} of the encoder's {room} tokens; leave it out.")
-    options = {"padding": True, "truncation": "only_second", "return_tensors": "pt"} | AS_TEXT
-    return tokenizer(list(prompts), list(answers), max_length=tokenizer.model_max_length, **options)
+    options = {"truncation": "only_second", "max_length": tokenizer.model_max_length} | AS_TEXT
+    return _rows(tokenizer(list(prompts), list(answers), **options))
+
+
+def _rows(columns) -> list[dict[str, list[int]]]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _batches(model, tokenizer, rows: list[dict[str, list[int]]], batch_size: int):
+    """Batches of the places of rows (generation.by_length), each with what the model reads there, padded."""
+    pad = DataCollatorWithPadding(tokenizer)
+    for batch in by_length(model, [row["input_ids"] for row in rows], batch_size):
+        yield batch, pad([rows[i] for i in batch]).to(model.device)
 
 
 @torch.no_grad()
 def score(model, tokenizer, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
     """The logit of each answer to its prompt: (answers,), float64. Raises NotFiniteError for one that is none."""
     model.eval()
-    order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
     scores = np.zeros(len(answers))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        inputs = read(tokenizer, [prompts[i] for i in batch], [answers[i] for i in batch])
-        scores[batch] = model(**inputs.to(model.device)).logits.reshape(-1).cpu().double().numpy()
+    for batch, inputs in _batches(model, tokenizer, read(tokenizer, prompts, answers), batch_size):
+        scores[batch] = model(**inputs).logits.reshape(-1).cpu().double().numpy()
     bad = (prompt for prompt, number in zip(prompts, scores, strict=True) if not np.isfinite(number))
     finite.require("scoring", {"reward": scores}, prompts=bad, kept=model.config._name_or_path)
     return scores
@@ -125,14 +135,13 @@ def embed(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32) -> np
     (Reimers and Gurevych 2019); a text is read up to the encoder's last place.
     """
     model.eval()
-    rows = []
-    for start in range(0, len(texts), batch_size):
-        options = {"padding": True, "truncation": True, "max_length": tokenizer.model_max_length} | AS_TEXT
-        inputs = tokenizer(list(texts[start : start + batch_size]), return_tensors="pt", **options).to(model.device)
+    options = {"truncation": True, "max_length": tokenizer.model_max_length} | AS_TEXT
+    found = np.zeros((len(texts), model.config.hidden_size))
+    for batch, inputs in _batches(model, tokenizer, _rows(tokenizer(list(texts), **options)), batch_size):
         states, mask = model.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
         means = ((states * mask).sum(dim=1) / mask.sum(dim=1)).cpu().double()
-        rows.append((means / means.norm(dim=1, keepdim=True)).numpy())
-    return np.concatenate(rows)
+        found[batch] = (means / means.norm(dim=1, keepdim=True)).numpy()
+    return found
 
 
 class _PairTrainer(StageTrainer, Trainer):
@@ -156,9 +165,11 @@ def make_trainer(profile: Profile, run: str, model, tokenizer, pairs: Dataset, e
         remove_unused_columns=False,
     )
 
+    pad = DataCollatorWithPadding(tokenizer)
+
     def collate(rows: list[dict[str, str]]):
         prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
-        return dict(read(tokenizer, prompts * 2, chosen + rejected))
+        return dict(pad(read(tokenizer, prompts * 2, chosen + rejected)))
 
     trainer = _PairTrainer(model=model, args=config, train_dataset=pairs, data_collator=collate)
     trainer.centring = profile.reward.center_rewards_coefficient

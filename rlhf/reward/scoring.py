@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rlhf import finite, tokens
-from rlhf.generation import context_of, right_padded
+from rlhf.generation import by_length, context_of, right_padded
 from rlhf.template import format_prompt, format_response
 
 import numpy as np
@@ -57,10 +57,8 @@ def score_tokens(model, rows: Sequence[Sequence[int]], pad: int, batch_size: int
     """The logit of each row of tokens at its last one: (rows,), float64. Batches are padded on the right by `pad`."""
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = np.zeros(len(rows))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in by_length(model, rows, batch_size):
         ids, mask = (tensor.to(device) for tensor in right_padded([list(rows[i]) for i in batch], pad))
         logits = model(input_ids=ids, attention_mask=mask).logits  # of the last token that is not padding
         scores[batch] = logits.reshape(len(batch)).cpu().double().numpy()
