@@ -67,6 +67,12 @@ def _of_scoring(load: Workload) -> dict[str, Mean]:
             lambda: partial(_read, model, sorted(rows, key=len), pad),
             lambda: plain,
         ),
+        "fused GELU": Mean(
+            "a tenth of a pass: eight steps over the widest layer become one, with the same values",
+            "yes",
+            lambda: plain,
+            lambda: partial(_read, load.classifier(published=True), rows, pad),
+        ),
         "fused attention": Mean(
             "little at these lengths, where attention is a small part of the products",
             "yes; the lab's short texts are faster without on a CPU",
@@ -99,6 +105,8 @@ def _of_training(load: Workload) -> dict[str, Mean]:
     def reward(train: Dataset) -> Callable:
         return run_of(reward_training.make_trainer(profile, load.classifier(), tokenizer, train, pairs))
 
+    ours = {"learning_rate": profile.sft.full_learning_rates[0], "epochs": 1}
+
     def tune(**options) -> Callable:
         config = {**common(load, profile.sft), "max_length": None, "gradient_checkpointing": False, **options}
         data = {"train_dataset": rows, "processing_class": tokenizer}
@@ -113,9 +121,15 @@ def _of_training(load: Workload) -> dict[str, Mean]:
         ),
         "chunked loss": Mean(
             "less memory; a little faster, since prompt and padding get no logits",
-            "yes, TRL's default",
+            "no: it computes the logits twice, and their entropy",
             lambda: tune(loss_type="chunked_nll"),
             lambda: tune(loss_type="nll"),
+        ),
+        "logits from the first label on": Mean(
+            "a quarter faster than TRL's chunks at the same loss",
+            "yes",
+            lambda: run_of(sft.make_trainer(profile, "means", load.policy(), tokenizer, rows, None, **ours)),
+            tune,
         ),
         "bfloat16": Mean(
             "fine-tuning twice as fast on a CPU that has it, more on a GPU",

@@ -108,7 +108,7 @@ def reward_model(load: Workload) -> dict[str, Way]:
         return reward_training.make_trainer(load.profile, load.classifier(), tokenizer, train, rows)
 
     def others(**options):
-        model = load.classifier()
+        model = load.classifier(published=True)
         adapter = lora_config(settings.lora, "SEQ_CLS", model, modules_to_save=[HEAD])
         config = RewardConfig(**common(load, settings), max_length=None, **options)
         data = {"train_dataset": rows, "eval_dataset": rows}
@@ -141,11 +141,13 @@ def fine_tuning(load: Workload) -> dict[str, Way]:
     def published():
         args = TrainingArguments(**common(load, settings))
         collator = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
-        return Trainer(load.policy(), args, train_dataset=everything, data_collator=collator)
+        return Trainer(load.policy(published=True), args, train_dataset=everything, data_collator=collator)
 
     def trl():
         config = SFTConfig(**common(load, settings), max_length=None)
-        return SFTTrainer(model=load.policy(), args=config, train_dataset=rows, processing_class=tokenizer)
+        return SFTTrainer(
+            model=load.policy(published=True), args=config, train_dataset=rows, processing_class=tokenizer
+        )
 
     return _of_trainers({"ours": ours, "published": published, "trl": trl}, partial(_loss, rows=rows))
 
@@ -163,7 +165,7 @@ def _loss(trainer, rows: Dataset) -> np.ndarray:
 
 def scoring_answers(load: Workload) -> dict[str, Way]:
     """Scoring answers. Published: one at a time."""
-    model, tokenizer = load.classifier(), load.tokenizer
+    model, other, tokenizer = load.classifier(), load.classifier(published=True), load.tokenizer
     prompts, answers = list(load.pairs["prompt"]), list(load.pairs["chosen"])
 
     def ours() -> np.ndarray:
@@ -175,8 +177,8 @@ def scoring_answers(load: Workload) -> dict[str, Way]:
         for prompt, answer in zip(prompts, answers, strict=True):
             text = format_prompt(prompt) + format_response(answer)
             inputs = tokenizer(text, truncation=True, max_length=load.shape.context, return_tensors="pt")
-            ids, mask = (inputs[name].to(model.device) for name in ("input_ids", "attention_mask"))
-            found.append(model(input_ids=ids, attention_mask=mask).logits.item())
+            ids, mask = (inputs[name].to(other.device) for name in ("input_ids", "attention_mask"))
+            found.append(other(input_ids=ids, attention_mask=mask).logits.item())
         return np.array(found)
 
     return {name: Way(lambda run=run: run, run) for name, run in (("ours", ours), ("published", published))}
@@ -184,7 +186,8 @@ def scoring_answers(load: Workload) -> dict[str, Way]:
 
 def beam_answers(load: Workload) -> dict[str, Way]:
     """Answering test prompts by beam search. Published: batches of 16 in the order of the prompts."""
-    model, tokenizer, count = load.policy(), load.tokenizer, load.shape.beam_tokens
+    model, other = load.policy(), load.policy(published=True)
+    tokenizer, count = load.tokenizer, load.shape.beam_tokens
     prompts = list(load.pairs["prompt"])
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     beams = {"max_new_tokens": count, "num_beams": BEAMS, "repetition_penalty": PENALTY}
@@ -199,9 +202,9 @@ def beam_answers(load: Workload) -> dict[str, Way]:
         found = np.full((len(prompts), count), pad)
         encoded = encode_prompts(tokenizer, prompts)
         for start in range(0, len(prompts), PUBLISHED_BATCH):
-            ids, mask = (t.to(model.device) for t in left_padded(encoded[start : start + PUBLISHED_BATCH], pad))
+            ids, mask = (t.to(other.device) for t in left_padded(encoded[start : start + PUBLISHED_BATCH], pad))
             ends = {"pad_token_id": pad, "eos_token_id": eos}
-            tokens = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **beams, **ends)
+            tokens = other.generate(input_ids=ids, attention_mask=mask, do_sample=False, **beams, **ends)
             tokens = tokens[:, ids.shape[1] :].cpu().numpy()
             found[start : start + len(tokens), : tokens.shape[1]] = tokens
         return found
@@ -239,7 +242,7 @@ def ppo(load: Workload) -> dict[str, Way]:
     def others(size: int):
         prompts = Dataset.from_dict({"input_ids": encode_prompts(tokenizer, list(load.pairs["prompt"]))})
         its = Settings(**settings.__dict__ | {"micro_batch_size": size})
-        four = load.policy(), load.policy(), load.classifier(), load.classifier()
+        four = [make(published=True) for make in (load.policy, load.policy, load.classifier, load.classifier)]
         trainer = trl_stage.make_trainer(load.profile, its, *four, tokenizer, prompts)
         trainer.args.local_rollout_forward_batch_size = settings.batch_size  # ours too answers all at once
         return run_of(trainer)
@@ -261,7 +264,7 @@ def ppo(load: Workload) -> dict[str, Way]:
         trainer = ppo_trainer_of(load)
         rollout = trainer.generate(range(settings.batch_size), "check")
         tokens = rollout.responses.shape[1]
-        logits = ppo_trainer.forward(load.policy(), rollout.sequences, pad).logits[:, -tokens - 1 : -1]
+        logits = ppo_trainer.forward(load.policy(published=True), rollout.sequences, pad).logits[:, -tokens - 1 : -1]
         return in_means(rollout, ppo_trainer.selective_log_softmax(logits, rollout.responses))
 
     return {

@@ -109,16 +109,17 @@ class Workload:
         return GPT2Config(**size, **ids)
 
     @functools.cache  # noqa: B019 (a workload lives as long as the benchmark)
-    def _start(self, kind: type):
+    def _start(self, kind: type, published: bool):
         with runtime.isolated_generator(0):
-            return kind(self.config()).to(runtime.device()).eval()
+            config = self.config() if published else models.in_one_step(self.config())
+            return kind(config).to(runtime.device()).eval()
 
-    def policy(self) -> GPT2LMHeadModel:
-        """A language model; each call gives an equal one."""
-        return copy.deepcopy(self._start(GPT2LMHeadModel))
+    def policy(self, published: bool = False) -> GPT2LMHeadModel:
+        """A language model; each call gives an equal one, as models.prepare_base has it or as GPT-2 was published."""
+        return copy.deepcopy(self._start(GPT2LMHeadModel, published))
 
-    def classifier(self) -> GPT2ForSequenceClassification:
-        return copy.deepcopy(self._start(GPT2ForSequenceClassification))
+    def classifier(self, published: bool = False) -> GPT2ForSequenceClassification:
+        return copy.deepcopy(self._start(GPT2ForSequenceClassification, published))
 
 
 def make_workload(shape: Shape, count: int | None = None) -> Workload:

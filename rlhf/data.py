@@ -118,29 +118,33 @@ def _with_all_splits(
         raise ValueError(
             f"{len(splits['train'])} rows can't be split into train, validation and test; give at least 3."
         )
+    budget = LARGEST_LOSS * len(splits["train"])  # of both
     for split, share in (("test", test_share), ("validation", validation_share)):
         if split not in splits:
             # The published split rounds its 1,658 test rows of 33,143 up.
             size = math.ceil(share * len(splits["train"])) if split == "test" else round(share * len(splits["train"]))
-            splits["train"], splits[split] = _split_off(splits["train"], max(1, size), parts=4 - len(splits))
+            options = {"parts": 4 - len(splits), "budget": budget}
+            splits["train"], splits[split], lost = _split_off(splits["train"], max(1, size), **options)
+            budget -= lost
     return splits
 
 
-def _split_off(pairs: list[Pair], size: int, parts: int) -> tuple[list[Pair], list[Pair]]:
-    """Train without `size` pairs, and those: by row, as published, unless too many rows would be lost to it.
+def _split_off(pairs: list[Pair], size: int, parts: int, budget: float) -> tuple[list[Pair], list[Pair], int]:
+    """Train without `size` pairs, those, and how many rows are lost: by row, as published, unless it costs too many.
 
     A prompt of the second part may not stand in the first (_clean). Where prompts repeat that costs rows, so the split
-    is by prompt where it would cost more than LARGEST_LOSS of them. `parts` is how many the pairs have to make in the
+    is by prompt where it would cost more than `budget` of them. `parts` is how many the pairs have to make in the
     end. Raises ValueError for fewer distinct prompts than parts.
     """
     prompts = [normalise_prompt(pair.texts[0]) if pair.texts else None for pair in pairs]
     numbers = Dataset.from_dict({"number": range(len(pairs))}).train_test_split(test_size=size, seed=SPLIT_SEED)
     first, second = numbers["train"]["number"], numbers["test"]["number"]
     held_out = {prompts[i] for i in second} - {None}
-    if sum(prompts[i] in held_out for i in first) > LARGEST_LOSS * len(pairs):
-        held_out = _some_prompts(prompts, size, parts)
+    lost = sum(prompts[i] in held_out for i in first)
+    if lost > budget:
+        held_out, lost = _some_prompts(prompts, size, parts), 0
         first, second = ([i for i, p in enumerate(prompts) if (p in held_out) == held] for held in (False, True))
-    return [pairs[i] for i in first], [pairs[i] for i in second]
+    return [pairs[i] for i in first], [pairs[i] for i in second], lost
 
 
 def _some_prompts(prompts: list[str | None], size: int, parts: int) -> set[str]:

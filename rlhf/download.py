@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 # Weights, settings, tokenizers, cards and data: nothing that can hold code, neither pickles nor scripts.
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.md", "*.model"]
-DATA_FILES = ["*.parquet", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.gz", "*.md"]
+ENDINGS, COMPRESSED = (".json", ".jsonl", ".csv", ".tsv", ".parquet"), (".gz", ".zst")  # of files with rows
+DATA_FILES = [f"*{ending}" for ending in (*ENDINGS, *COMPRESSED, ".md")]
+TWICE = "consolidated*"  # the same weights once more, in a form that transformers does not read
 
 
 # No connection, no such repository, a proxy that needs a package or is none, an address that is none.
@@ -60,7 +62,8 @@ def fetch(name: str, revision: str | None = None, kind: str = "model") -> Path:
     why = f"; {constants.ENDPOINT} can't be asked: {fault}" if fault else ""
     advice = f"check name and connection, or give a local folder laid out like it{why}."
     with as_one_line(f"{kind} repository {name!r}{at} can't be fetched", advice):
-        options = {"revision": revision, "allow_patterns": patterns, "local_files_only": bool(fault)}
+        options = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": TWICE}
+        options["local_files_only"] = bool(fault)
         return Path(snapshot_download(name, repo_type=kind, **options))
 
 

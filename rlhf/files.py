@@ -4,15 +4,15 @@ import csv
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from rlhf.download import COMPRESSED, ENDINGS
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 
-ENDINGS, COMPRESSED = (".json", ".jsonl", ".csv", ".tsv", ".parquet"), (".gz", ".zst")
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # which describe a data set
 SPLIT = re.compile(r"(?:^|[^a-z])(?:(train|training)|(valid|validation|val|dev|eval)|(test|testing))(?=[^a-z]|$)")
 
@@ -25,12 +25,12 @@ class Row(NamedTuple):
 def read(path: Path) -> dict[str, list[Row]]:
     """The rows of a file, of a folder of files or of one that save_to_disk of datasets made, by their split.
 
-    A split is train, validation or test, as the names of files and folders say; train where they say nothing. Raises
-    ValueError for a file that can't be read, naming its line, and where no data file is found.
+    A split is train, validation or test, as the name of a file says, or else that of its nearest folder; train where
+    none says it. Raises ValueError for a file that can't be read, naming its line, and where no data file is found.
     """
     if path.is_file():
         return {"train": _read_file(path, path.name)}
-    if any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         return _read_saved(path)
     splits: dict[str, list[Row]] = {}
     for file in sorted(path.rglob("*")):
@@ -44,8 +44,8 @@ def read(path: Path) -> dict[str, list[Row]]:
 
 
 def _split_of(name: str) -> str:
-    found = SPLIT.search(name.lower())
-    return ("train", "validation", "test")[found.lastindex - 1] if found else "train"
+    found = [match.lastindex for part in name.lower().split("/") if (match := SPLIT.search(part))]
+    return ("train", "validation", "test")[found[-1] - 1] if found else "train"
 
 
 def _ending(file: Path) -> str:
@@ -57,7 +57,7 @@ def _read_saved(path: Path) -> dict[str, list[Row]]:
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, pyarrow.ArrowInvalid) as error:
-        raise ValueError(f"data set {path.name!r} can't be read ({_first_line(error)}); save it anew.") from error
+        raise ValueError(f"data set {path.name!r} can't be read ({_first_line(error)}); save it anew.") from None
     parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     splits: dict[str, list[Row]] = {}
     for name, part in parts.items():
@@ -80,18 +80,21 @@ def _read_file(file: Path, name: str) -> list[Row]:
         with pyarrow.input_stream(str(file), compression=compression) as stream:
             content = stream.read()
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise ValueError(f"data file {name!r} can't be read ({_first_line(error)}).") from error
+        raise ValueError(f"data file {name!r} can't be read ({_first_line(error)}).") from None
     text = _decoded(content, name)
     return _json(text, name) if ending in (".json", ".jsonl") else _table(text, name, "\t" if ending == ".tsv" else ",")
 
 
 def _decoded(content: bytes, name: str) -> str:
     try:
-        return content.decode("utf-8-sig")
+        text, start = content.decode("utf-8-sig"), content.find(b"\0")
+        if start == -1:  # UTF-16 without a mark at its beginning is valid UTF-8, with a zero in every second byte
+            return text
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        looks = ", it looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise ValueError(f"data file {name!r}, line {line}: not UTF-8{looks}; save it in that encoding.") from error
+        start = error.start
+    line = content.count(b"\n", 0, start) + 1
+    looks = ", it looks like UTF-16" if b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+    raise ValueError(f"data file {name!r}, line {line}: not UTF-8{looks}; save it in that encoding.")
 
 
 def _json(text: str, name: str) -> list[Row]:
@@ -100,7 +103,7 @@ def _json(text: str, name: str) -> list[Row]:
         try:
             found = [(f"{name} row {number}", value) for number, value in enumerate(json.loads(text), 1)]
         except json.JSONDecodeError as error:
-            raise ValueError(f"data file {name!r}, line {error.lineno}: not JSON ({error.msg}); mend it.") from error
+            raise ValueError(f"data file {name!r}, line {error.lineno}: not JSON ({error.msg}); mend it.") from None
     else:
         found = []
         for number, line in enumerate(text.split("\n"), 1):  # splitlines would split at signs inside of a text
@@ -109,7 +112,7 @@ def _json(text: str, name: str) -> list[Row]:
                     found.append((f"{name} line {number}", json.loads(line)))
                 except json.JSONDecodeError as error:
                     cut = "; is the file cut off?" if number == text.count("\n") + 1 else "; mend it."
-                    raise ValueError(f"data file {name!r}, line {number}: not JSON ({error.msg}){cut}") from error
+                    raise ValueError(f"data file {name!r}, line {number}: not JSON ({error.msg}){cut}") from None
     for where, value in found:
         if not isinstance(value, dict):
             raise ValueError(f"data file {where}: {type(value).__name__} found; each row must be an object.")
@@ -118,7 +121,7 @@ def _json(text: str, name: str) -> list[Row]:
 
 def _table(text: str, name: str, separator: str) -> list[Row]:
     """Every cell as text: `NA`, `None` and numbers are answers too, and only an empty cell is empty."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)  # Windows takes no more
     reader, rows, header = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], None
     try:
         for cells in reader:
@@ -140,7 +143,7 @@ def _table(text: str, name: str, separator: str) -> list[Row]:
         raise ValueError(
             f"data file {name!r}, line {reader.line_num}: broken quoting ({error}); a field that begins with a double "
             f"quote must end with one, and each within it be doubled."
-        ) from error
+        ) from None
     return rows
 
 

@@ -1,7 +1,8 @@
 """Preference rows in the forms that the field uses, as prompt, chosen and rejected answer.
 
 A dialogue becomes one prompt text by one rule, the same in all stages: a lone user turn is its content; otherwise every
-turn is "User: ...", "Assistant: ..." or "System: ...", with an empty line between two. A system turn is kept.
+turn is "User: ...", "Assistant: ..." or "System: ...", with an empty line between two. A system turn is kept, and so is
+what stands before the first mark of a dialogue as text: it is one.
 """
 
 import re
@@ -13,7 +14,7 @@ from rlhf.files import Row
 from trl.data_utils import extract_prompt
 
 HUMAN_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # as in hh-rlhf
-ROLES = {"Human": "user", "Assistant": "assistant"}
+ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
 Triple = tuple[str, str, str]
 
 
@@ -38,7 +39,7 @@ def find_form(rows: Sequence[Row], name: str) -> tuple[str, Callable[[dict], Tri
         return "prompt, chosen and rejected as text", _texts
     if {"instruction", "chosen", "rejected"} <= columns:
         return "instruction, input, chosen and rejected as text", _instruction
-    if {"chosen", "rejected"} <= columns and any(_is_marked(row.values["chosen"]) for row in rows[:100]):
+    if {"chosen", "rejected"} <= columns and any(_is_marked(row.values.get("chosen")) for row in rows[:100]):
         return "dialogues marked Human and Assistant", _marked
     if {"instruction", "output"} <= columns:
         return "instruction, input and output, for fine-tuning alone", _alpaca
@@ -57,9 +58,13 @@ def _is_marked(value) -> bool:
     return isinstance(value, str) and len(HUMAN_TURN.findall(value)) > 1
 
 
+def _is_filled(value) -> bool:
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
 def _text(values: dict, column: str) -> str:
     value = values.get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if not _is_filled(value):
         raise RowError(f"{column} is empty")
     if not isinstance(value, str):
         names = {"list": "a list", "dict": "an object", "bool": "true or false"}
@@ -70,13 +75,22 @@ def _text(values: dict, column: str) -> str:
 
 
 def _texts(values: dict) -> Triple:
-    return _text(values, "prompt"), _text(values, "chosen"), _text(values, "rejected")
+    """A prompt that is marked like a dialogue and ends where the assistant's turn begins is read as one."""
+    prompt = _text(values, "prompt")
+    if HUMAN_TURN.match(prompt) and prompt.endswith("\n\nAssistant:"):
+        prompt = _prompt(_marked_turns(prompt.removesuffix("Assistant:")))
+    return prompt, _text(values, "chosen"), _text(values, "rejected")
 
 
 def _with_input(values: dict) -> str:
-    """The instruction, and the input below it where there is one."""
-    given = values.get("input")
-    return _text(values, "instruction") + (f"\n\n{_text(values, 'input')}" if given not in (None, "") else "")
+    """The instruction, and the input below it where there is one, after what LLaMA-Factory calls system and history."""
+    turns = [{"role": "system", "content": _text(values, "system")}] if _is_filled(values.get("system")) else []
+    for earlier in values.get("history") or []:
+        if not isinstance(earlier, list) or len(earlier) != 2 or not all(isinstance(text, str) for text in earlier):
+            raise RowError("history has something else than pairs of texts")
+        turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), earlier, strict=True)]
+    given = f"\n\n{_text(values, 'input')}" if _is_filled(values.get("input")) else ""
+    return _prompt([*turns, {"role": "user", "content": _text(values, "instruction") + given}])
 
 
 def _instruction(values: dict) -> Triple:
@@ -88,12 +102,17 @@ def _alpaca(values: dict) -> Triple:
 
 
 def _marked(values: dict) -> Triple:
-    dialogues = {}
-    for column in ("chosen", "rejected"):
-        _, *parts = HUMAN_TURN.split(_text(values, column))
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        dialogues[column] = [{"role": ROLES[role], "content": content.strip()} for role, content in pairs]
-    return _dialogues(dialogues)
+    return _dialogues({column: _marked_turns(_text(values, column)) for column in ("chosen", "rejected")})
+
+
+def _marked_turns(text: str) -> list[dict[str, str]]:
+    before, *parts = HUMAN_TURN.split(text)
+    turns = [("System", before), *zip(parts[::2], parts[1::2], strict=True)]
+    return [
+        {"role": ROLES[role], "content": content.strip()}
+        for role, content in turns
+        if content.strip() or role != "System"
+    ]
 
 
 def _dialogues(values: dict) -> Triple:

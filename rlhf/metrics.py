@@ -33,7 +33,8 @@ def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> 
 
     rouge-score's own words are made of a-z and digits, so every text in another script would score 0. Where most
     letters of the references are of another script, its words are taken (AnyScript), with a warning: such numbers can't
-    be compared with those of English texts. Raises ValueError for empty or unequal lists.
+    be compared with those of English texts. Fewer references without a word are counted in a warning. Raises
+    ValueError for empty or unequal lists.
     """
     if len(predictions) != len(references) or not predictions:
         found = f"{len(predictions)} predictions and {len(references)} references"
@@ -42,6 +43,8 @@ def rouge_per_example(predictions: Sequence[str], references: Sequence[str]) -> 
     other_script = sum(not "a" <= letter <= "z" for letter in letters) > len(letters) / 2
     if other_script:
         warnings.warn("ROUGE: most letters are none of a-z; words of any script are compared, unstemmed", stacklevel=2)
+    elif wordless := sum(not regex.search("[a-z0-9]", text.lower()) for text in references):
+        warnings.warn(f"ROUGE: {wordless} of {len(references)} references have no word of a-z or digits", stacklevel=2)
     scorer = RougeScorer(ROUGE, use_stemmer=True, tokenizer=AnyScript() if other_script else None)
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: np.array([score[name].fmeasure for score in scores]) for name in ROUGE}

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -69,6 +70,10 @@ def prepare_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizer
             f"the tokenizer of model {profile.model!r} has no EOS token, so an answer could never end; set eos_token "
             f"in its tokenizer_config.json to the token that ends its texts."
         )
+    if getattr(model, "_is_stateful", False):  # transformers' word for what keeps a state instead of keys and values
+        raise ValueError(
+            f"model {profile.model!r} is no transformer ({type(model).__name__}); choose one with attention."
+        )
     add_pad_token(model, tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, generation.context_of(model))
     model.eval().to(runtime.device())
@@ -105,14 +110,23 @@ def _from_folder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             tokenizer = AutoTokenizer.from_pretrained(path)
             # A model that is only quantised later keeps the precision of its files.
             dtype = torch.float32 if whole_fits(_count_weights(path)) else "auto"
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+            config = in_one_step(AutoConfig.from_pretrained(path))
+            model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
             return model, tokenizer
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:  # ImportError: its tokenizer needs a package
         raise ConnectionError(
             f"model {name!r} can't be loaded ({str(error).splitlines()[0][:200]}); without the Hub, set RLHF_MODEL to "
             f"a local folder with model and tokenizer or to {SMOLLM2}, or use the offline profile: RLHF_PROFILE=lab."
         ) from error
     raise ValueError(f"model {name!r} {fault}")
+
+
+def in_one_step(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with GPT-2's GELU as torch computes it at once; transformers takes eight steps for the same."""
+    for name in ("activation_function", "hidden_act"):
+        if getattr(config, name, None) == "gelu_new":
+            setattr(config, name, "gelu_pytorch_tanh")
+    return config
 
 
 def _fault_of(path: Path) -> str:
@@ -153,7 +167,7 @@ def add_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def _count_weights(folder: Path) -> int:
     """The number of weights in a folder's safetensors, of which only the headers are read."""
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(set(folder.glob("*.safetensors")) - set(folder.glob(download.TWICE))):
         with safe_open(file, "pt") as tensors:
             names = tensors.keys()
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf import outputs, runtime
+from rlhf import download, outputs, runtime
 
 import datasets
 import torch
@@ -213,7 +213,8 @@ def recipe_profile(recipe: str) -> str:
 
 
 def _looks_local(value: str) -> bool:
-    return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith((".json", ".jsonl", ".csv"))
+    endings = (*download.ENDINGS, *download.COMPRESSED)
+    return value.startswith((".", "/", "~")) or value.count("/") > 1 or value.endswith(endings)
 
 
 def set_up(profile: Profile) -> None:

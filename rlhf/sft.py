@@ -10,7 +10,7 @@ from rlhf.training import StageTrainer, fit_arguments, logged, lora_config, trai
 import pandas as pd
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 METHODS = ("full", "lora", "qlora")
@@ -44,7 +44,16 @@ def tokenize(examples: Dataset, tokenizer, ending: str = "eos") -> Dataset:
 
 
 class _SFTTrainer(StageTrainer, SFTTrainer):
-    pass
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """The model's own loss, with logits from the first label of the batch on.
+
+        TRL's default computes them chunk by chunk, twice and with an entropy, which saves memory where a text has many
+        thousands of tokens, and it does not know every factor of generation.head_logits.
+        """
+        labels = inputs["labels"]
+        first = max(0, int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1)  # the place before predicts a label
+        needed = {"labels": labels[:, first:], "logits_to_keep": labels.shape[1] - first, "use_cache": False}
+        return Trainer.compute_loss(self, model, {**inputs, **needed}, *args, **kwargs)
 
 
 def make_trainer(
@@ -67,6 +76,7 @@ def make_trainer(
     examples = (epochs or profile.sft.epochs) * len(train)
     evaluations = 0 if validation is None else evaluations or profile.sft.evaluations
     config = SFTConfig(
+        loss_type="nll",
         **fit_arguments(profile, run, profile.sft, examples=examples, evaluations=evaluations),
         learning_rate=learning_rate,
         max_grad_norm=profile.sft.max_grad_norm,

@@ -124,6 +124,7 @@ def test_every_stage_runs_and_what_is_sampled_has_the_models_own_probabilities(b
         start, adapter = sft.start_model(profile, method)
         options = {"learning_rate": 1e-3, "epochs": 1, "adapter": adapter}
         trainer = sft.make_trainer(profile, f"sft_{method}", start, tokenizer, examples, None, **options)
+        check_loss(trainer, examples)
         trainer.train()
         outputs.save_checkpoint(profile, f"sft_{method}_final", trainer.model, tokenizer)
     policy, merged = (models.load_policy(profile, key) for key in ("sft_full", "sft_qlora"))
@@ -160,6 +161,17 @@ def test_every_stage_runs_and_what_is_sampled_has_the_models_own_probabilities(b
     resumed.resume(paused.save())
     resumed.step()
     assert not moved(whole.policy, resumed.policy) and moved(policy, whole.policy)
+
+
+@torch.no_grad()
+def check_loss(trainer, examples) -> None:
+    """The loss that is trained is that of the model's own logits."""
+    model = trainer.model.eval()
+    batch = trainer.data_collator([examples[i] for i in range(3)])
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits[:, :-1].float()
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert trainer.compute_loss(model, batch).item() == pytest.approx(expected.item(), abs=1e-4)
+    model.train()
 
 
 def moved(model, other) -> bool:

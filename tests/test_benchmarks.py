@@ -1,5 +1,6 @@
 """The benchmarks at a tiny shape: every stage runs, its ways agree, and a way that computes something else is found."""
 
+import itertools
 import json
 import math
 import os
@@ -43,9 +44,9 @@ def load():
 def other_load():
     """The same, with models that compute something else."""
     other = workload.make_workload(TINY)
-    for kind in (GPT2LMHeadModel, GPT2ForSequenceClassification):
+    for kind, published in itertools.product((GPT2LMHeadModel, GPT2ForSequenceClassification), (False, True)):
         with torch.no_grad():
-            for weight in other._start(kind).parameters():
+            for weight in other._start(kind, published).parameters():
                 weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     return other
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections import Counter
+from pathlib import Path
 
 from rlhf import data, models
 from rlhf.data import COLUMNS, drop_too_long, error_kinds, load_preferences, normalise_prompt
@@ -257,7 +259,7 @@ def test_where_few_rows_would_be_lost_the_split_is_by_row_as_published_and_says_
     assert 0 < lost <= 0.05 * len(rows) and dropped(capsys) == f"{lost} prompt held out"
 
 
-@pytest.mark.parametrize(("prompts", "each"), [(547, 6), (40, 50), (3, 30)])
+@pytest.mark.parametrize(("prompts", "each"), [(547, 6), (40, 50), (3, 30), (1000, 2), (500, 2)])
 def test_at_least_95_of_100_usable_rows_survive_a_split_however_often_prompts_repeat(tmp_path, prompts, each):
     rows = [row(i, chosen=f"Good {n}.") for n in range(each) for i in range(prompts)]
     splits = load(write_jsonl(tmp_path / "pairs.jsonl", rows))
@@ -436,3 +438,49 @@ def test_ppo_prompts_longer_than_asked_are_left_out_with_a_printed_line(profile_
     expected = [prompt for prompt, length in zip(everything, lengths, strict=True) if length <= limit]
     assert kept == expected and len(kept) < len(everything)
     assert f"longer than {limit} tokens" in capsys.readouterr().out
+
+
+FORMATS = Path(os.environ.get("RLHF_TEST_DATA", ""), "formats")
+needs_formats = pytest.mark.skipif(not FORMATS.is_dir(), reason="RLHF_TEST_DATA has no formats/")
+
+
+@needs_formats
+@pytest.mark.parametrize(
+    ("name", "form", "rows"),
+    [
+        ("hh.jsonl", "dialogues marked Human and Assistant", 5),
+        ("conversational.jsonl", "lists of turns", 6),
+        ("implicit_prompt.jsonl", "whole dialogues", 6),
+        ("ultrafeedback.jsonl", "whole dialogues", 6),
+        ("instruction_input.jsonl", "instruction, input, chosen", 6),
+        ("alpaca.json", "for fine-tuning alone", 6),
+        ("pairs.jsonl.gz", "as text", 6),
+        ("own_splits", "as text", 6),
+        ("repeated_prompts.jsonl", "as text", 18),
+        ("special_token_text.jsonl", "as text", 4),
+    ],
+)
+def test_form_that_people_bring_is_read_whole(name, form, rows, capsys):
+    splits = load(FORMATS / name)
+    printed = capsys.readouterr().out
+    assert form in printed and "dropped: nothing" in printed and sum(map(len, splits.values())) == rows
+
+
+@needs_formats
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("truncated_last_line.jsonl", r"line 6: not JSON .*cut off"),
+        ("semicolon.csv", r"line 1: .* is one column; separate columns by commas"),
+        ("utf16.csv", r"line 1: not UTF-8, it looks like UTF-16"),
+    ],
+)
+def test_faulty_file_that_people_bring_is_named_with_its_line(name, fault):
+    with pytest.raises(ValueError, match=re.escape(name) + "', " + fault):
+        load(FORMATS / name)
+
+
+@needs_formats
+def test_half_of_a_surrogate_pair_costs_its_row_alone(capsys):
+    assert sum(map(len, load(FORMATS / "lone_surrogate.jsonl").values())) == 5
+    assert "1 chosen holds half of a surrogate pair" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import json
 import socket
 
-from rlhf import download
+from rlhf import download, files
 
 import httpx2
 import pytest
@@ -14,8 +14,10 @@ from hub_server import Hub
 @pytest.fixture(scope="module")
 def server():
     server = Hub()
-    server.commit("user/model", {"config.json": b"{}", "model.safetensors": b"weights", "model.bin": b"pickle"})
-    server.commit("user/data", {"data/train.parquet": b"rows", "data.py": b"print()", "README.md": b"# Data"})
+    weights = dict.fromkeys(("model.safetensors", "model.bin", "consolidated.safetensors"), b"weights")
+    server.commit("user/model", {"config.json": b"{}", **weights})
+    rows = {f"data/train{ending}": b"rows" for ending in (*files.ENDINGS, *files.COMPRESSED)}
+    server.commit("user/data", {"data.py": b"print()", "README.md": b"# Data", **rows})
     yield server
     server.close()
 
@@ -32,7 +34,11 @@ def fetched(url: str, home, name: str, kind: str) -> list[str]:
     ("kind", "name", "safe"),
     [
         ("model", "user/model", ["config.json", "model.safetensors"]),
-        ("dataset", "user/data", ["README.md", "data/train.parquet"]),
+        (
+            "dataset",
+            "user/data",
+            sorted(["README.md", *(f"data/train{ending}" for ending in (*files.ENDINGS, *files.COMPRESSED))]),
+        ),
     ],
 )
 def test_only_safe_files_are_fetched_and_the_cache_has_them_without_a_connection(server, tmp_path, kind, name, safe):

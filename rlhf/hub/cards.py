@@ -13,7 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-# Of the bases that the project knows; a model made from any other is under that one's, which the card leaves open.
+# Of the bases that the project knows, which are English; a model made from any other is under that one's license and in
+# its languages, which the card leaves open.
 LICENSES = {"openai-community/gpt2": "mit", "openai-community/gpt2-medium": "mit", "smollm2": "apache-2.0"}
 OF_COMMANDS = {"rouge1": "rouge1_sample", "kl": "kl_from_sft", "gold": "gold"}  # the metrics of beyond_metrics.csv
 HUB_METRICS = ("rouge1", "rouge2", "rougeL", "accuracy")  # that the Hub shows beside a card
@@ -28,14 +29,16 @@ def card(profile: Profile, repo_id: str, key: str | None = None) -> ModelCard:
     adapters = {
         name for name, it in models.items() if outputs.is_adapter(outputs.checkpoint_path(profile, it.checkpoint))
     }
+    config = outputs.require_checkpoint(profile, "base") / "config.json"
+    architecture = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     described = [key] if key else [name for name in models if name != "base"]
     tables = {name: results(profile, name) for name in described}
     data = ModelCardData(
         license="mit" if settings["lab"] else LICENSES.get(settings["model"]),
-        language="en",
+        language="en" if settings["lab"] or settings["model"] in LICENSES else None,
         library_name="peft" if key in adapters else "transformers",
         pipeline_tag="text-classification" if key == "reward_model" else "text-generation",
-        tags=["rlhf", "ppo", "trl", "peft", "gpt2"],
+        tags=["rlhf", "ppo", "trl", "peft", architecture],
         base_model=hub_name(settings["model"]),
         datasets=[settings["dataset"]] if hub_name(settings["dataset"]) else None,
         model_name=title,

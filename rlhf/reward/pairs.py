@@ -21,7 +21,7 @@ def load_pairs(profile: Profile, tokenizer) -> DatasetDict:
     which one side is longer than the profile's max_length or the model's context is counted and left out; TRL would
     drop it without a word. Raises ValueError for data without rejected answers.
     """
-    splits, limit = DatasetDict(), min(profile.reward.max_length, tokenizer.model_max_length)
+    splits, limit = DatasetDict(), _limit(profile, tokenizer)
     for split, rows in load_preferences(profile).items():
         if not all(rows["rejected"]):
             raise ValueError(
@@ -44,7 +44,7 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
 
     Rows 2k and 2k + 1 are a couple: two prompts and the same two answers, each chosen once and rejected once. In one
     batch, what an answer is worth to every prompt cancels, and the gradient is left with the fit. Goyal et al. 2017,
-    "Making the V in VQA Matter", balance pictures in this way. A couple with a text over the profile's max_length is
+    "Making the V in VQA Matter", balance pictures in this way. A couple with a text that is too long (load_pairs) is
     counted and left out. `pairs` and the result have the columns of load_pairs.
     """
     prompts, chosen = list(pairs["prompt"]), [first_sentence(answer) for answer in pairs["chosen"]]
@@ -62,7 +62,7 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
     mismatched = _with_tokens(Dataset.from_list(rows), tokenizer)
     lengths = _lengths(mismatched)
     of_couples = [max(lengths[i], lengths[i ^ 1]) for i in range(len(lengths))]  # i ^ 1 is the other row of a couple
-    return keep_short(mismatched, of_couples, profile.reward.max_length, "mismatched pairs")
+    return keep_short(mismatched, of_couples, _limit(profile, tokenizer), "mismatched pairs")
 
 
 def training_order(lengths: list[int], batch_size: int, seed: int, together: int = 1) -> list[int]:
@@ -97,6 +97,10 @@ def training_pairs(profile: Profile, tokenizer, pairs: Dataset) -> Dataset:
         order = training_order(_lengths(mismatched), settings.batch_size, profile.seed, together=2)
         ordered.insert(0, mismatched.select(order))
     return concatenate_datasets(ordered)
+
+
+def _limit(profile: Profile, tokenizer) -> int:
+    return min(profile.reward.max_length, tokenizer.model_max_length)
 
 
 def _lengths(pairs: Dataset) -> list[int]:
