@@ -15,6 +15,7 @@ from trl.data_utils import extract_prompt
 
 HUMAN_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # as in hh-rlhf
 ROLES = {"System": "system", "Human": "user", "Assistant": "assistant"}
+ASKED = ("user", "assistant")
 Triple = tuple[str, str, str]
 
 
@@ -77,7 +78,7 @@ def _text(values: dict, column: str) -> str:
 def _texts(values: dict) -> Triple:
     """A prompt that is marked like a dialogue and ends where the assistant's turn begins is read as one."""
     prompt = _text(values, "prompt")
-    if HUMAN_TURN.match(prompt) and prompt.endswith("\n\nAssistant:"):
+    if "Human" in HUMAN_TURN.findall(prompt) and prompt.endswith("\n\nAssistant:"):
         prompt = _prompt(_marked_turns(prompt.removesuffix("Assistant:")))
     return prompt, _text(values, "chosen"), _text(values, "rejected")
 
@@ -86,9 +87,9 @@ def _with_input(values: dict) -> str:
     """The instruction, and the input below it where there is one, after what LLaMA-Factory calls system and history."""
     turns = [{"role": "system", "content": _text(values, "system")}] if _is_filled(values.get("system")) else []
     for earlier in values.get("history") or []:
-        if not isinstance(earlier, list) or len(earlier) != 2 or not all(isinstance(text, str) for text in earlier):
+        if not isinstance(earlier, list) or len(earlier) != 2:
             raise RowError("history has something else than pairs of texts")
-        turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), earlier, strict=True)]
+        turns += [{"role": role, "content": _text({"history": earlier[i]}, "history")} for i, role in enumerate(ASKED)]
     given = f"\n\n{_text(values, 'input')}" if _is_filled(values.get("input")) else ""
     return _prompt([*turns, {"role": "user", "content": _text(values, "instruction") + given}])
 

@@ -117,7 +117,7 @@ def generate_answers(
 
 def refuse_nan(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """For `generate` of transformers, which would take NaN for token 0: NotFiniteError. -inf rules a token out."""
-    finite.require("decoding", {"logits": scores.logsumexp(dim=-1)})
+    finite.require("decoding", {"logits": scores.amax(dim=-1)})  # NaN where one is
     return scores
 
 

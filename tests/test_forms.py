@@ -13,6 +13,7 @@ SYSTEM, EARLIER = {"role": "system", "content": "Be short."}, {"role": "assistan
 LONG = "System: Be short.\n\nUser: Why is the sky blue?\n\nAssistant: Hello.\n\nUser: Why is the sky blue?"
 TURNS = [SYSTEM, USER, EARLIER, USER]
 ONCE = f"\n\nHuman: {ASK}\n\nAssistant:"
+BRIEF, PLAIN = f"System: Be short.\n\nUser: {ASK}", f"{ASK}\n\nAssistant:"
 SHOWN = f"User: Hi\n\nAssistant: Hello.\n\nUser: {ASK}"
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why is the sky blue?\n\nAssistant:"
 
@@ -46,11 +47,13 @@ def read(values: dict):
         ({"instruction": ASK, "system": "", "history": [], "output": GOOD}, (ASK, GOOD, ""), "fine-tuning alone"),
         (
             {"chosen": f"Be short.\n\nHuman: {ASK}\n\nAssistant: {GOOD}", "rejected": f"Be short.{ONCE} {BAD}"},
-            (f"System: Be short.\n\nUser: {ASK}", GOOD, BAD),
+            (BRIEF, GOOD, BAD),
             "marked Human and Assistant",
         ),
         ({"prompt": ONCE, "chosen": f" {GOOD}", "rejected": BAD}, (ASK, GOOD, BAD), "as text"),
         ({"prompt": HH, "chosen": GOOD, "rejected": BAD}, (SHOWN, GOOD, BAD), "as text"),
+        ({"prompt": f"Be short.{ONCE}", "chosen": GOOD, "rejected": BAD}, (BRIEF, GOOD, BAD), "as text"),
+        ({"prompt": f"{ASK}\n\nAssistant:", "chosen": GOOD, "rejected": BAD}, (PLAIN, GOOD, BAD), "as text"),
         ({"prompt": f"Human: {ASK}", "chosen": GOOD, "rejected": BAD}, (f"Human: {ASK}", GOOD, BAD), "as text"),
     ],
 )
@@ -108,8 +111,9 @@ def test_the_form_is_that_of_most_rows():
 
 def test_history_that_is_none_is_named():
     _, form = forms.find_form([Row("a", {"instruction": ASK, "output": GOOD})], "data")
-    with pytest.raises(forms.RowError, match="history has something else than pairs of texts"):
-        form({"instruction": ASK, "output": GOOD, "history": [["a", "b", "c"]]})
+    for history, fault in (([["a", "b", "c"]], "something else than pairs"), ([["a", 7]], "is a number, not text")):
+        with pytest.raises(forms.RowError, match=f"history (has )?{fault}"):
+            form({"instruction": ASK, "output": GOOD, "history": history})
 
 
 def test_rows_without_an_answer_do_not_hide_the_form_of_the_others():
