@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 LARGEST_ROUNDING = 1e-3  # of a log-probability in float32, in nats
 CACHED = 2**19  # numbers of a hidden state
@@ -101,6 +102,7 @@ def generate_answers(
                     tokens = model.generate(
                         input_ids=ids,
                         attention_mask=mask,
+                        past_key_values=beam_cache(model, ids.shape[1] + max_new_tokens) if num_beams > 1 else None,
                         max_new_tokens=max_new_tokens,
                         num_beams=num_beams,
                         repetition_penalty=repetition_penalty,
@@ -113,6 +115,52 @@ def generate_answers(
                 answers[i] = _as_answer(row, tokenizer)
             progress.update(len(batch))
     return answers
+
+
+class _BeamLayer(DynamicLayer):
+    """Keys and values of a layer under beam search, in a buffer with room for whole answers.
+
+    transformers copies all of them twice for each token: into the new order of beams, and to append the token. Here the
+    order waits for the token, and both go into one buffer, whose predecessor serves the next layer (`spares`).
+    """
+
+    def __init__(self, room: int, spares: dict[torch.Size, torch.Tensor]):
+        super().__init__()
+        self.room, self.spares, self.order, self.buffers = room, spares, None, {}
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self.order = beam_idx if self.order is None else self.order[beam_idx]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, ...]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        self.keys, self.values = (
+            self._appended("keys", key_states, start),
+            self._appended("values", value_states, start),
+        )
+        self.order = None
+        return self.keys, self.values
+
+    def _appended(self, name: str, states: torch.Tensor, start: int) -> torch.Tensor:
+        rows, heads, tokens, width = states.shape
+        if not start:
+            self.buffers[name] = states.new_empty(rows, heads, self.room, width)
+        buffer = self.buffers[name]
+        if start and self.order is not None:
+            spare = self.spares.get(buffer.shape)
+            self.spares[buffer.shape], old = buffer, buffer
+            buffer = self.buffers[name] = torch.empty_like(old) if spare is None else spare
+            torch.index_select(old[:, :, :start], 0, self.order, out=buffer[:, :, :start])
+        buffer[:, :, start : start + tokens] = states
+        return buffer[:, :, : start + tokens]
+
+
+def beam_cache(model: PreTrainedModel, room: int) -> DynamicCache:
+    """An empty cache for beam search of at most `room` tokens; layers that keep all tokens are of _BeamLayer."""
+    cache, spares = DynamicCache(config=model.config), {}
+    cache.layers = [_BeamLayer(room, spares) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def refuse_nan(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,14 @@ from rlhf.generation import (
     sample,
     uniform_draws,
 )
+from rlhf.models import add_pad_token
 from rlhf.template import format_prompt
 
 import numpy as np
 import pytest
 import torch
+from test_architectures import save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = [
     "How do I roast tofu slices in a small apartment?",
@@ -135,6 +138,23 @@ def test_beam_search_in_a_batch_is_that_of_each_prompt_alone(policy, tokenizer):
     alone = [generate_answers(policy, tokenizer, [prompt], batch_size=1, **options)[0] for prompt in PROMPTS]
     assert generate_answers(policy, tokenizer, PROMPTS, batch_size=4, **options) == alone
     assert alone != generate_answers(policy, tokenizer, PROMPTS, batch_size=4, max_new_tokens=12)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mistral"])
+def test_beam_search_answers_as_with_the_cache_of_transformers(name, tmp_path, tokenizer):
+    save_model(tmp_path, name)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    add_pad_token(model, tokenizer)
+    ids, mask = left_padded(generation.encode_prompts(tokenizer, PROMPTS), tokenizer.pad_token_id)
+    options = {"attention_mask": mask, "max_new_tokens": NEW, "num_beams": 4, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_scores": True, "num_return_sequences": 4}
+    plain = model.generate(ids, **options)
+    ours = model.generate(ids, past_key_values=generation.beam_cache(model, ids.shape[1] + NEW), **options)
+    assert torch.equal(ours.sequences, plain.sequences)
+    torch.testing.assert_close(ours.sequences_scores, plain.sequences_scores, atol=1e-6, rtol=0)
+    layers = {type(layer) for layer in generation.beam_cache(model, 9).layers}
+    assert (generation._BeamLayer in layers) is (name != "mistral")
 
 
 def test_repetition_penalty_makes_repetition_rarer(policy, tokenizer):

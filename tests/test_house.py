@@ -168,4 +168,4 @@ def test_no_order_is_left_to_the_folder_or_to_the_processor():
 
 def test_the_code_does_not_grow_unnoticed():
     code = [name for name in tracked(r"\.py$") if not name.startswith(("tests/", "exercises/"))]
-    assert sum(lines_of(ROOT / name) for name in code) <= 16_090
+    assert sum(lines_of(ROOT / name) for name in code) <= 16_140
