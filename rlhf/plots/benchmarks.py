@@ -2,6 +2,7 @@
 
 from rlhf.plots import style
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -42,20 +43,24 @@ def benchmark_ratios(frame: pd.DataFrame) -> Figure:
 def growth(frame: pd.DataFrame) -> Figure:
     """Seconds (above) and memory (below) over texts, tokens and parameters, both logarithmic, with their exponents.
 
-    Hollow points are reckoned from the fit.
+    Lines are the fitted powers; hollow points are reckoned from them.
     """
     names = [name for name in AXES if name in set(frame.axis)]
-    title = "How a pass of fine-tuning grows (logarithmic; titles: fitted exponents; hollow: reckoned)"
+    title = "How a pass of fine-tuning grows (lines: fitted powers; hollow: reckoned)"
     figure, panels = style.new_panels(title, 5.2, rows=2, columns=len(names))
     for place, axes in enumerate(panels):
         measure, name = list(MEASURES)[place // len(names)], names[place % len(names)]
         rows = frame[frame.axis == name]
+        measured, power = rows[~rows.reckoned], rows[f"{measure}_exponent"].iloc[0]
+        factor = (np.log(measured[measure]) - power * np.log(measured.value)).mean()
+        axes.plot(rows.value, np.exp(factor + power * np.log(rows.value)), color=style.GREY, linewidth=1)
         for reckoned, part in rows.groupby("reckoned"):
             axes.plot(part.value, part[measure], "o", color=style.BLUE, fillstyle="none" if reckoned else "full")
         axes.set(xscale="log", yscale="log")
         for axis, values in ((axes.xaxis, rows.value), (axes.yaxis, rows[measure].dropna())):
-            ends = sorted({values.min(), values.max()})
+            ends = [values.min(), values.max()] if values.max() > 1.2 * values.min() else [values.max()]
             axis.set_ticks(ends, [_short(end) for end in ends])
             axis.set_minor_locator(NullLocator())
-        style.label(axes, AXES[name], MEASURES[measure], f"exponent {rows[f'{measure}_exponent'].iloc[0]:.2f}")
+        axes.set_ylim(*(rows[measure].agg(["min", "max"]) * [0.7, 1.4]))  # the noise of equal values is no growth
+        style.label(axes, AXES[name], MEASURES[measure], f"exponent {power:.2f}".replace("-0.00", "0.00"))
     return figure
