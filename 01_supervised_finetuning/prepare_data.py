@@ -21,9 +21,8 @@ def get_sft_datasets(profile: Profile) -> DatasetDict:
     max_length or the model's context are counted and left out. Needs the tokenizer of checkpoints/<profile>/base.
     """
     tokenizer, splits = load_tokenizer(profile), DatasetDict()
-    limit = min(profile.sft.max_length, tokenizer.model_max_length)
     for split, rows in load_preferences(profile).items():
-        fitting = drop_too_long(rows, tokenizer, limit, ("chosen",), f"{split} examples")
+        fitting = drop_too_long(rows, tokenizer, profile.sft.max_length, ("chosen",), f"{split} examples")
         texts = zip(map(format_prompt, fitting["prompt"]), map(format_response, fitting["chosen"]), strict=True)
         splits[split] = Dataset.from_list([{"prompt": p, "completion": c} for p, c in dict.fromkeys(texts)])
     return splits

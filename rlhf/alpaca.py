@@ -41,8 +41,7 @@ def load(profile: Profile, tokenizer) -> DatasetDict:
         rows = keep_short(rows, lengths, limit, f"{split} answers")
         if not len(rows):
             raise ValueError(f"no {split} answer fits into {limit} tokens; give more rows, or raise max_new_tokens.")
-        longest = min(profile.sft.max_length, tokenizer.model_max_length)
-        splits[split] = drop_too_long(rows, tokenizer, longest, ("answer",), f"{split} rows")
+        splits[split] = drop_too_long(rows, tokenizer, profile.sft.max_length, ("answer",), f"{split} rows")
     return splits
 
 

@@ -123,8 +123,8 @@ def _with_all_splits(
         if split not in splits:
             # The published split rounds its 1,658 test rows of 33,143 up.
             size = math.ceil(share * len(splits["train"])) if split == "test" else round(share * len(splits["train"]))
-            options = {"parts": 4 - len(splits), "budget": budget}
-            splits["train"], splits[split], lost = _split_off(splits["train"], max(1, size), **options)
+            parts = 4 - len(splits)
+            splits["train"], splits[split], lost = _split_off(splits["train"], max(1, size), parts, budget)
             budget -= lost
     return splits
 
@@ -198,8 +198,10 @@ def _clean(splits: dict[str, list[Pair]], name: str) -> DatasetDict:
 def drop_too_long(rows: Dataset, tokenizer, limit: int, answers: tuple[str, ...], name: str) -> Dataset:
     """Rows whose template, prompt, answer and EOS take at most `limit` tokens, for every column in `answers`.
 
-    With no answer columns only template and prompt count. Raises ValueError where no row is left.
+    With no answer columns only template and prompt count. The model's context is a limit too, as the tokenizer has it
+    (models.prepare_base). Raises ValueError where no row is left.
     """
+    limit = min(limit, tokenizer.model_max_length)
     prompts = [format_prompt(row) for row in rows["prompt"]]
     texts = [[p + format_response(a) for p, a in zip(prompts, rows[column], strict=True)] for column in answers]
     ids = [encode(tokenizer, column) for column in texts or [prompts]]

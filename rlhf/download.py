@@ -62,9 +62,8 @@ def fetch(name: str, revision: str | None = None, kind: str = "model") -> Path:
     why = f"; {constants.ENDPOINT} can't be asked: {fault}" if fault else ""
     advice = f"check name and connection, or give a local folder laid out like it{why}."
     with as_one_line(f"{kind} repository {name!r}{at} can't be fetched", advice):
-        options = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": TWICE}
-        options["local_files_only"] = bool(fault)
-        return Path(snapshot_download(name, repo_type=kind, **options))
+        chosen = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": TWICE}
+        return Path(snapshot_download(name, repo_type=kind, local_files_only=bool(fault), **chosen))
 
 
 def fault_of(folder: Path) -> str:

@@ -440,6 +440,15 @@ def test_ppo_prompts_longer_than_asked_are_left_out_with_a_printed_line(profile_
     assert f"longer than {limit} tokens" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("answers", [(), ("chosen",)])
+def test_context_of_the_model_is_a_limit_beside_the_one_that_is_given(tokenizer, answers, capsys):
+    rows = Dataset.from_list([row(0), row(1, prompt="word " * 30)])
+    assert len(drop_too_long(rows, tokenizer, 200, answers, "rows")) == 2
+    tokenizer.model_max_length = 50
+    assert drop_too_long(rows, tokenizer, 200, answers, "rows")["prompt"] == ["Question 0?"]
+    assert capsys.readouterr().out == "rows: 1 of 2 rows are longer than 50 tokens and are left out\n"
+
+
 FORMATS = Path(os.environ.get("RLHF_TEST_DATA", ""), "formats")
 needs_formats = pytest.mark.skipif(not FORMATS.is_dir(), reason="RLHF_TEST_DATA has no formats/")
 

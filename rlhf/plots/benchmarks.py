@@ -62,5 +62,5 @@ def growth(frame: pd.DataFrame) -> Figure:
             axis.set_ticks(ends, [_short(end) for end in ends])
             axis.set_minor_locator(NullLocator())
         axes.set_ylim(*(rows[measure].agg(["min", "max"]) * [0.7, 1.4]))  # the noise of equal values is no growth
-        style.label(axes, AXES[name], MEASURES[measure], f"exponent {power:.2f}".replace("-0.00", "0.00"))
+        style.label(axes, AXES[name], MEASURES[measure], f"exponent {power:z.2f}")
     return figure

@@ -21,14 +21,14 @@ def load_pairs(profile: Profile, tokenizer) -> DatasetDict:
     which one side is longer than the profile's max_length or the model's context is counted and left out; TRL would
     drop it without a word. Raises ValueError for data without rejected answers.
     """
-    splits, limit = DatasetDict(), _limit(profile, tokenizer)
+    splits = DatasetDict()
     for split, rows in load_preferences(profile).items():
         if not all(rows["rejected"]):
             raise ValueError(
                 f"data set {profile.dataset!r} has no rejected answers: it serves fine-tuning (the notebooks of folder "
                 f"01) alone; a reward model and PPO need the columns prompt, chosen, rejected."
             )
-        rows = drop_too_long(rows, tokenizer, limit, ("chosen", "rejected"), f"{split} pairs")
+        rows = drop_too_long(rows, tokenizer, profile.reward.max_length, ("chosen", "rejected"), f"{split} pairs")
         splits[split] = _with_tokens(rows, tokenizer)
     return splits
 
@@ -62,7 +62,8 @@ def mismatched_pairs(pairs: Dataset, share: float, profile: Profile, tokenizer) 
     mismatched = _with_tokens(Dataset.from_list(rows), tokenizer)
     lengths = _lengths(mismatched)
     of_couples = [max(lengths[i], lengths[i ^ 1]) for i in range(len(lengths))]  # i ^ 1 is the other row of a couple
-    return keep_short(mismatched, of_couples, _limit(profile, tokenizer), "mismatched pairs")
+    limit = min(profile.reward.max_length, tokenizer.model_max_length)
+    return keep_short(mismatched, of_couples, limit, "mismatched pairs")
 
 
 def training_order(lengths: list[int], batch_size: int, seed: int, together: int = 1) -> list[int]:
@@ -97,10 +98,6 @@ def training_pairs(profile: Profile, tokenizer, pairs: Dataset) -> Dataset:
         order = training_order(_lengths(mismatched), settings.batch_size, profile.seed, together=2)
         ordered.insert(0, mismatched.select(order))
     return concatenate_datasets(ordered)
-
-
-def _limit(profile: Profile, tokenizer) -> int:
-    return min(profile.reward.max_length, tokenizer.model_max_length)
 
 
 def _lengths(pairs: Dataset) -> list[int]:
